@@ -1,0 +1,45 @@
+"""Align language models without the alignment tax.
+
+The names below are loaded when they are first used, so that `import untaxed` costs little more than `import torch`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import torch as torch
+
+from .errors import UntaxedError as UntaxedError
+
+if TYPE_CHECKING:
+    from .callbacks import ElasticReset as ElasticReset
+    from .callbacks import ElasticResetState as ElasticResetState
+    from .merging import average as average
+    from .studies import load_results as load_results
+    from .studies import run_study as run_study
+    from .training import attach as attach
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ElasticReset": ".callbacks",
+    "ElasticResetState": ".callbacks",
+    "attach": ".training",
+    "average": ".merging",
+    "load_results": ".studies",
+    "run_study": ".studies",
+}
+__all__ = ["ElasticReset", "ElasticResetState", "UntaxedError", "attach", "average", "load_results", "run_study"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'untaxed' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

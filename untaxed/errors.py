@@ -1,0 +1,80 @@
+"""The errors a user can meet, and nothing else.
+
+    UntaxedError                 the work failed                        exit code 1
+    ├── RunFailed                one run of a study stopped (NaN loss, a reward that broke)
+    └── UsageError               the call or a file given is wrong      exit code 2
+        ├── SpecError            a key or value of a spec, a suite or the command line
+        ├── CheckpointError      a model directory that cannot be used
+        ├── DataError            rows that cannot be used, a reward that returns nonsense
+        ├── StoreError           a study directory that cannot be used
+        ├── Unsupported          a method that cannot work here, with the way out
+        └── MissingExtra         an optional package, with the `pip install` that brings it
+
+Every message is one line that names what, where and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class UntaxedError(Exception):
+    """The work failed."""
+
+
+class RunFailed(UntaxedError):
+    """One run of a study stopped; the others go on."""
+
+
+class UsageError(UntaxedError, ValueError):
+    """What the user gave is wrong."""
+
+
+class SpecError(UsageError):
+    """A key or value of a spec, a suite or the command line is wrong."""
+
+
+class CheckpointError(UsageError):
+    """A model directory cannot be used."""
+
+
+class DataError(UsageError):
+    """Rows cannot be used, or a reward returned nonsense."""
+
+
+class StoreError(UsageError):
+    """A study directory cannot be used."""
+
+
+class Unsupported(UsageError):
+    """A method cannot work here; the message says why and what to do instead."""
+
+
+class MissingExtra(UsageError, ImportError):
+    """An optional package is not installed."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Says which known word was probably meant, as the tail of an error message.
+
+    Example:
+        >>> nearest("tie", ["ties", "dare"])
+        "; did you mean 'ties'? known: dare, ties"
+    """
+    words = sorted(known)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    guess = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"{guess} known: {', '.join(words)}"
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Imports an optional module, or says which `pip install` brings it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name.split(".")[0]):
+            raise
+        raise MissingExtra(f"{module} is not installed; pip install 'untaxed[{extra}]'") from None

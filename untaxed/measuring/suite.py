@@ -1,0 +1,77 @@
+"""What is measured on a model: named measures, each a function from a model to per-item scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .subject import Subject
+
+Split = Literal["validation", "test"]
+Group = Literal["reward", "abilities", "drift"]
+Scores = NDArray[np.float64]  # (items, k): k sufficient statistics an item
+SPLITS: tuple[Split, ...] = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number about a model, kept as sufficient statistics of every item.
+
+    Attributes:
+        group: Where the number stands in a result: reward, abilities or drift.
+        name: Its name there ("proxy", "facts", "forward_kl").
+        statistic: How a (items, k) array becomes the number: a row of `untaxed.measuring.statistics.STATISTICS`.
+        score: Maps a subject and a split to the (items, k) array.
+        chance: What guessing gets; abilities only.
+        unit: What the number counts, for readers ("share right", "nats a token").
+    """
+
+    group: Group
+    name: str
+    statistic: str
+    score: Callable[[Subject, Split], Scores]
+    chance: float = 0.0
+    unit: str = "share right"
+
+    @property
+    def key(self) -> str:
+        """The name under which per-item scores are stored, such as ``abilities.facts``."""
+        return f"{self.group}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How texts are drawn from a model under measurement, the same for every model of a study."""
+
+    max_new_tokens: int = 24
+    temperature: float = 1.0
+    batch_size: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Everything a study measures, and which abilities may be looked at when choosing.
+
+    Attributes:
+        measures: In the order they are shown.
+        select: Names of the abilities that choices may look at.
+        report: Names of the abilities that are shown and never chosen on.
+        prompts: The prompts, by split, that rewards and drift are sampled from.
+        sampling: How.
+    """
+
+    measures: tuple[Measure, ...]
+    select: tuple[str, ...]
+    report: tuple[str, ...]
+    prompts: Mapping[Split, tuple[str, ...]]
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def group(self, group: Group) -> tuple[Measure, ...]:
+        """The measures of one group."""
+        return tuple(measure for measure in self.measures if measure.group == group)

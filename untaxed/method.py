@@ -1,0 +1,105 @@
+"""What a remedy is: a small frozen description that says when it acts and what it needs.
+
+A method's own file holds its mathematics and its row; `untaxed.methods` lists the rows. Nothing here knows
+transformers, a trainer or a file.
+
+The sites, in the order in which they act within one step::
+
+    data -> loss -> gradient -> base optimizer -> update -> displacement -> (measure) -> between;  after training: after
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+from torch import Tensor, nn
+
+from .errors import SpecError, nearest
+
+Site = Literal["data", "loss", "gradient", "update", "displacement", "between", "after"]
+Need = Literal["pretrained", "prompts", "reference_sets", "replay", "members"]
+Weights = Mapping[str, Tensor]
+
+
+class Between(Protocol):
+    """The live half of a method that acts between optimizer steps, bound to one model."""
+
+    def step(self) -> bool:
+        """Advances by one optimizer step; True when the policy's weights were replaced."""
+
+    def due(self) -> bool:
+        """True when the next `step()` would replace the policy's weights."""
+
+    def skip(self) -> None:
+        """Advances by one optimizer step without replacing the policy's weights, even when due."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may ask about the training it is about to join."""
+
+    algorithm: str | None  # None: no training, checkpoints are given
+    max_steps: int | None
+    has_pretrained: bool = False
+    backend: str = "plain"  # plain, ddp, fsdp2, fsdp1, deepspeed
+    lora: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """One remedy with its settings: a row of the methods' table.
+
+    Subclasses are frozen dataclasses whose fields are the settings; `__post_init__` checks their ranges and
+    raises `ValueError`. They override the functions of the sites they name in `acts`, and no others.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]  # paper, arXiv number
+    summary: ClassVar[str]
+    acts: ClassVar[frozenset[Site]] = frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Builds the method from a spec's mapping; a wrong key or value is a `SpecError` that names it."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in settings:
+            if key not in known:
+                tail = nearest(str(key), known) if known else "; it takes no settings"
+                raise SpecError(f"method {cls.name!r} has no setting {key!r}{tail}")
+        try:
+            return cls(**settings)
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"method {cls.name!r}: {error}") from None
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain values, for keys, files and reports."""
+        return dataclasses.asdict(self)
+
+    @property
+    def trains(self) -> bool:
+        """True when the method changes training, so that its arm needs runs of its own."""
+        return bool(self.acts - {"after"})
+
+    def check(self, context: Context) -> None:
+        """Raises `Unsupported` with the reason before any step, where the method cannot work."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Site `loss`: arguments that the algorithm itself already has for this method (its beta, say)."""
+        return {}
+
+    def between(self, model: nn.Module) -> Between:
+        """Site `between`: the live part bound to `model`; called at the first step, never before."""
+        raise NotImplementedError(f"{self.name} does not act between steps")
+
+    def after(self, initial: Weights, aligned: Weights) -> dict[str, Tensor]:
+        """Site `after`: the variant's weights, new tensors with the names and dtypes of `aligned`."""
+        raise NotImplementedError(f"{self.name} does not act after training")
