@@ -1,0 +1,88 @@
+"""Things that are made once and found again: a folder of entries named by the content of what made them.
+
+Two processes that want the same entry do not make it twice: the second waits for the first. An entry appears by a
+rename, so that one which was interrupted is never read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import StoreError
+
+VERSION = 1  # of what the preparation steps do; raised when the same settings would make something else
+log = logging.getLogger("untaxed.prepare")
+
+
+def default_cache() -> Path:
+    """The folder ``$UNTAXED_CACHE``, or ``~/.cache/untaxed``."""
+    return Path(os.environ.get("UNTAXED_CACHE") or Path.home() / ".cache" / "untaxed")
+
+
+def content_key(kind: str, content: Any) -> str:
+    """Names an entry by what it is made of: equal content, equal name."""
+    text = json.dumps([VERSION, kind, content], sort_keys=True, default=str)
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def cached(cache: Path, key: str, make: Callable[[Path], None], *, what: str) -> Path:
+    """Returns the entry `key`, made by `make(path)` where it is not there yet.
+
+    Args:
+        cache: The folder of entries; created.
+        key: From `content_key`.
+        make: Writes a file or a folder at the path it is given. What it leaves there after an error is removed.
+        what: The step in words, for the log.
+
+    Raises:
+        StoreError: The cache cannot be written to.
+    """
+    entry = cache / key
+    with _locked(cache, key):
+        if entry.exists():
+            log.info("%s: found in %s", what, entry)
+            return entry
+        log.info("%s: making it (kept in %s)", what, entry)
+        started = time.perf_counter()
+        with _beside(entry) as draft:
+            make(draft)
+            draft.rename(entry)
+        log.info("%s: done in %.0f s", what, time.perf_counter() - started)
+    return entry
+
+
+@contextlib.contextmanager
+def _beside(entry: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    try:
+        yield folder / entry.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(cache: Path, key: str) -> Iterator[None]:
+    """Holds the entry's lock, which the operating system drops when the process dies."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: without a lock two processes may both make the entry, and one rename wins
+        fcntl = None  # type: ignore[assignment]
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        handle = (cache / f".{key}.lock").open("w")
+    except OSError as error:
+        raise StoreError(f"cache {cache} cannot be written ({error.strerror}); set UNTAXED_CACHE") from None
+    with handle:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
