@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Split = Literal["validation", "test"]
 Group = Literal["reward", "abilities", "drift"]
+Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]  # (prompts, completions) -> one number each
 Scores = NDArray[np.float64]  # (items, k): k sufficient statistics an item
 SPLITS: tuple[Split, ...] = ("validation", "test")
 

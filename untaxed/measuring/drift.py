@@ -1,0 +1,117 @@
+"""Drift: how far a model is from its initial one, without a task. Never an ability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import divergence
+from ..errors import DataError
+from .encoding import Batch, Remembered, Scored, encode
+from .forward import log_probs, pieces, totals
+from .subject import Subject
+from .suite import Measure, Scores, Split
+
+
+def forward_kl(name: str = "forward_kl") -> Measure:
+    r"""Token-mean KL(initial ‖ policy), exact over the vocabulary, on samples from the initial model.
+
+    .. math:: \frac{1}{N} \sum_{y \sim initial} \sum_t KL(p_{initial}(\cdot|y_{<t}) \,\|\, p_{policy}(\cdot|y_{<t}))
+
+    N counts the samples' tokens, the end of text included. The samples are the same for every model of a study; the
+    value is exactly 0 for the initial model. It grows when the policy drops what the initial model would write.
+    """
+
+    def score(subject: Subject, split: Split) -> Scores:
+        initial = subject.initial
+        return _token_sums(initial, split, lambda batch: _kl(initial.logits(batch), subject.logits(batch)))
+
+    return Measure("drift", name, "token_mean", score, unit="nats a token")
+
+
+def reverse_kl(name: str = "reverse_kl") -> Measure:
+    """Token-mean KL(policy ‖ initial), exact over the vocabulary, on samples from the policy.
+
+    It grows when the policy writes what the initial model would not, and is what a KL penalty in training holds down.
+    """
+
+    def score(subject: Subject, split: Split) -> Scores:
+        return _token_sums(subject, split, lambda batch: _kl(subject.logits(batch), subject.initial.logits(batch)))
+
+    return Measure("drift", name, "token_mean", score, unit="nats a token")
+
+
+def entropy(name: str = "entropy") -> Measure:
+    """Token-mean entropy of the policy on its own samples; it falls when the policy collapses."""
+
+    def score(subject: Subject, split: Split) -> Scores:
+        return _token_sums(
+            subject, split, lambda batch: torch.cat([divergence.entropy(p) for (p,) in pieces(subject.logits(batch))])
+        )
+
+    return Measure("drift", name, "token_mean", score, unit="nats a token")
+
+
+def length(name: str = "length") -> Measure:
+    """Mean number of tokens of the policy's own samples, the end of text included."""
+
+    def score(subject: Subject, split: Split) -> Scores:
+        return subject.completions(split).mask.sum(1).double().numpy()[:, None]
+
+    return Measure("drift", name, "mean", score, unit="tokens")
+
+
+def perplexity(name: str, texts: Mapping[Split, Sequence[str]], *, max_tokens: int | None = None) -> Measure:
+    r"""Perplexity of given texts: how surprised the model is by what people wrote.
+
+    .. math:: \exp\Big(-\frac{1}{N} \sum_{text} \sum_t \log p(x_t | x_{<t})\Big)
+
+    Every token is scored given all before it in its text; the first has none before it and is not scored, unless the
+    tokenizer itself puts a beginning-of-text token there. A text longer than the model's context is an error unless
+    ``max_tokens`` says where to stop reading.
+
+    Args:
+        name: The measure's name in results.
+        texts: The texts of each split.
+        max_tokens: Read only so many tokens of each text; None reads all.
+    """
+    memory = Remembered()
+
+    def score(subject: Subject, split: Split) -> Scores:
+        def encoded(tokenizer: Any) -> list[Scored]:
+            named = ((f"{name} {split} text {at}", text) for at, text in enumerate(texts[split]))
+            return [_text(tokenizer, text, max_tokens, where) for where, text in named]
+
+        sums = np.zeros((len(texts[split]), 2))
+        for batch in subject.remembered(memory, split, encoded):
+            sums += totals(-log_probs(subject.logits(batch), batch.targets), batch.owners, len(sums))
+        return sums
+
+    for split, rows in texts.items():
+        if not rows:
+            raise DataError(f"perplexity {name!r} has no {split} texts")
+    return Measure("drift", name, "perplexity", score, unit="perplexity")
+
+
+def _text(tokenizer: Any, text: str, max_tokens: int | None, where: str) -> Scored:
+    ids = encode(tokenizer, text)[:max_tokens]
+    if len(ids) < 2:
+        raise DataError(f"{where}: expected at least two tokens, got {len(ids)}")
+    return Scored(tuple(ids), 1, where)
+
+
+def _token_sums(subject: Subject, split: Split, values: Callable[[Batch], Tensor]) -> Scores:
+    """Sum and count, for every sample of `subject`, of a value computed for each of its tokens."""
+    sums = np.zeros((len(subject.completions(split).texts), 2))
+    for batch in subject.sample_batches(split):
+        sums += totals(values(batch), batch.owners, len(sums))
+    return sums
+
+
+def _kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    q_logits = q_logits.to(p_logits.device)
+    return torch.cat([divergence.token_kl(p, q) for p, q in pieces(p_logits, q_logits)])

@@ -1,0 +1,71 @@
+"""A model under measurement, with everything that its measures share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .encoding import Batch, Remembered, Scored, batches, context_length
+from .forward import logits_at
+from .sampling import Completions, sample
+from .suite import Split, Suite
+
+
+class Subject:
+    """One model being measured.
+
+    Args:
+        model: A causal language model of transformers, on any device.
+        tokenizer: Its tokenizer; keep one object for a whole study, since encoded items are remembered with it.
+        suite: What is measured and how texts are drawn.
+        initial: The subject that drift is measured from; None: this one is initial itself.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, suite: Suite, initial: Subject | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.suite = suite
+        self.initial = self if initial is None else initial
+        self._completions: dict[Split, Completions] = {}
+        self._sample_batches: dict[Split, list[Batch]] = {}
+
+    @property
+    def vocabulary(self) -> int:
+        """The length of a row of logits."""
+        layer = self.model.get_output_embeddings()
+        return int(layer.weight.shape[0] if layer is not None else self.model.config.vocab_size)
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> Tensor:
+        """The logits at the batch's scored places, ``(scored, vocabulary)``."""
+        return logits_at(self.model, batch)
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model can read, where its config says."""
+        return context_length(self.model)
+
+    def batches(self, items: Sequence[Scored]) -> list[Batch]:
+        """The items in batches that fit this model; an item longer than its context is a `DataError`."""
+        return batches(items, vocabulary=self.vocabulary, limit=self.context)
+
+    def remembered(self, memory: Remembered, split: Split, encode: Callable[[Any], list[Scored]]) -> list[Batch]:
+        """The batches of a measure's items, encoded once per tokenizer, vocabulary, context and split."""
+        key = (split, self.vocabulary, self.context)
+        return memory.get(self.tokenizer, key, lambda: self.batches(encode(self.tokenizer)))
+
+    def completions(self, split: Split) -> Completions:
+        """What the model writes after the suite's prompts; drawn once, always with the suite's seed."""
+        if split not in self._completions:
+            prompts = self.suite.prompts[split]
+            self._completions[split] = sample(self.model, self.tokenizer, prompts, self.suite.sampling)
+        return self._completions[split]
+
+    def sample_batches(self, split: Split) -> list[Batch]:
+        """The completions in batches, every drawn token to be scored."""
+        if split not in self._sample_batches:
+            self._sample_batches[split] = self.batches(self.completions(split).scored())
+        return self._sample_batches[split]
