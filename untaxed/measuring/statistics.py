@@ -1,0 +1,273 @@
+"""Numbers with their intervals, from per-item scores: statistics, item bootstrap, Student's t, Fieller.
+
+A measure keeps k *sufficient statistics* an item, an array (items, k). A statistic turns their average over items
+into the number, so that the number of any resample of the items is one matrix product away.
+
+What an interval is made from is always an array of *draws*, (1 + replicates, seeds): row 0 holds the values themselves,
+each further row the values on one resample of the items. Retention, tax, differences and areas are computed on whole
+arrays of draws by the same formula, so every interval carries the noise of all items that went into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import nearest
+
+Array = NDArray[np.float64]
+
+REPLICATES = 1000  # the standard deviation of 1,000 replicates is known to 2 %
+FEWEST_SEEDS = 3  # with fewer, the spread over seeds says nothing and the interval is that of the items alone
+
+
+def _mean(average: Array) -> Array:
+    return average[..., 0]
+
+
+def _token_mean(average: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return average[..., 0] / average[..., 1]
+
+
+def _perplexity(average: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return np.exp(_token_mean(average))
+
+
+# name -> function from sufficient statistics averaged over items, (..., k), to the number, (...)
+STATISTICS: dict[str, Callable[[Array], Array]] = {
+    "mean": _mean,  # k = 1: the score
+    "token_mean": _token_mean,  # k = 2: sum over tokens, number of tokens
+    "perplexity": _perplexity,  # k = 2: negative log-likelihood in nats, number of tokens
+}
+
+
+def _statistic(name: str) -> Callable[[Array], Array]:
+    if name not in STATISTICS:
+        raise ValueError(f"unknown statistic {name!r}{nearest(name, STATISTICS)}")
+    return STATISTICS[name]
+
+
+def value(statistic: str, scores: Array) -> float:
+    """The number that per-item scores give.
+
+    Args:
+        statistic: A row of `STATISTICS`.
+        scores: (items, k) sufficient statistics.
+    Returns:
+        The number; ``nan`` where it is undefined (no items, no tokens).
+    Raises:
+        ValueError: The statistic is unknown or `scores` is not of two dimensions.
+    Example:
+        >>> value("token_mean", np.array([[6.0, 2.0], [3.0, 1.0]]))
+        3.0
+    """
+    function = _statistic(statistic)
+    if scores.ndim != 2:
+        raise ValueError(f"scores must be (items, k), got shape {scores.shape}")
+    return float(function(scores.mean(axis=0))) if len(scores) else math.nan
+
+
+def item_weights(key: str, items: int, replicates: int = REPLICATES, seed: int = 0) -> Array:
+    """How often each item stands in each resample, as shares.
+
+    The counts are multinomial and depend on nothing but the arguments: every model of a study is resampled alike, so
+    that differences between models keep the items they share.
+
+    Args:
+        key: Measure and split, such as ``test/abilities.facts``.
+        items: Number of items.
+    Returns:
+        (1 + replicates, items), rows adding up to 1; row 0 is the sample itself.
+    """
+    digest = hashlib.sha256(key.encode()).digest()
+    generator = np.random.default_rng([seed, *digest])
+    counts = np.ones((1 + replicates, items))
+    for row in counts[1:]:
+        row[:] = np.bincount(generator.integers(items, size=items), minlength=items)
+    return counts / items
+
+
+def draws(statistic: str, scores: Sequence[Array], weights: Array) -> Array:
+    """The number of several models on the sample and on every resample.
+
+    Args:
+        scores: One (items, k) array a model.
+        weights: (1 + replicates, items), from `item_weights`.
+    Returns:
+        (1 + replicates, models).
+    """
+    stacked = np.stack(scores, axis=1)  # (items, models, k)
+    items, models, k = stacked.shape
+    average = (weights @ stacked.reshape(items, models * k)).reshape(-1, models, k)
+    return _statistic(statistic)(average)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its 95 % interval; `None` where undefined, and `why` says the reason (or a caution)."""
+
+    mean: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    why: str | None = None
+
+    def json(self) -> dict[str, Any]:
+        """The same as a mapping for files."""
+        return asdict(self)
+
+    @property
+    def excludes_zero(self) -> bool:
+        """True when the interval is known and 0 lies outside."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def undefined(why: str, n: int = 0) -> Interval:
+    """No number, with the reason."""
+    return Interval(None, None, None, n, why)
+
+
+def t_cdf(t: float, freedom: int) -> float:
+    r"""P(T <= t) of Student's t with a whole number of degrees of freedom, by its finite series.
+
+    Source: Abramowitz & Stegun 1964, 26.7.3 and 26.7.4, with :math:`\theta = \arctan(t/\sqrt\nu)`.
+    """
+    if freedom < 1:
+        raise ValueError(f"degrees of freedom must be at least 1, got {freedom}")
+    theta = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(theta), math.cos(theta)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for j in range(odd + 2, freedom + 1, 2):
+        total += term
+        term *= cosine * cosine * (j - 1) / j
+    inside = (theta + sine * total) * 2 / math.pi if odd else sine * total
+    return 0.5 + inside / 2
+
+
+@lru_cache(maxsize=1024)
+def t_quantile(probability: float, freedom: int) -> float:
+    """The t with P(T <= t) = probability, by bisection on the angle of `t_cdf` to the last bit."""
+    if not 0 < probability < 1:
+        raise ValueError(f"probability must be in (0, 1), got {probability}")
+    low, high = -math.pi / 2, math.pi / 2
+    for _ in range(64):
+        middle = (low + high) / 2
+        if t_cdf(math.sqrt(freedom) * math.tan(middle), freedom) < probability:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(freedom) * math.tan((low + high) / 2)
+
+
+def covariance(*quantities: Array) -> Array:
+    """Covariance of the seed means of several quantities: spread over seeds by n, plus the noise of items.
+
+    Args:
+        quantities: Draws (1 + replicates, seeds) with the same seeds in the same order.
+    Returns:
+        (len(quantities), len(quantities)); with fewer than `FEWEST_SEEDS` seeds the noise of items alone.
+    """
+    seeds = quantities[0].shape[1]
+    if quantities[0].shape[0] > 2:
+        noise = np.atleast_2d(np.cov(np.stack([quantity[1:].mean(axis=1) for quantity in quantities])))
+    else:
+        noise = np.zeros((len(quantities), len(quantities)))
+    if seeds < FEWEST_SEEDS:
+        return noise
+    return noise + np.atleast_2d(np.cov(np.stack([quantity[0] for quantity in quantities]))) / seeds
+
+
+def _multiplier(seeds: int) -> float:
+    return t_quantile(0.975, seeds - 1) if seeds >= FEWEST_SEEDS else NormalDist().inv_cdf(0.975)
+
+
+def _caution(seeds: int) -> str | None:
+    return None if seeds >= FEWEST_SEEDS else f"items only, {seeds} seed{'' if seeds == 1 else 's'}"
+
+
+def student(quantity: Array) -> Interval:
+    r"""The seed mean with its 95 % interval.
+
+    .. math:: \bar x \pm t_{0.975, n-1} \sqrt{s^2/n + v}
+
+    with s² the variance over n seeds and v the bootstrap variance of the seed mean over items. With fewer than 3 seeds
+    the interval is :math:`\bar x \pm 1.96\sqrt v` and says so.
+
+    Args:
+        quantity: Draws (1 + replicates, seeds). For a difference between arms: the draws' paired differences.
+    """
+    seeds = quantity.shape[1]
+    if seeds == 0:
+        return undefined("no seed has it")
+    if not np.isfinite(quantity).all():
+        return undefined("not a finite number", seeds)
+    mean, variance = float(quantity[0].mean()), float(covariance(quantity)[0, 0])
+    half = _multiplier(seeds) * math.sqrt(variance)
+    return Interval(mean, mean - half, mean + half, seeds, _caution(seeds))
+
+
+def p_value(quantity: Array) -> float | None:
+    """Two-sided p of "the mean is 0", from the same variance and t as `student`; None where that is undefined."""
+    if student(quantity).mean is None:
+        return None
+    seeds = quantity.shape[1]
+    mean, error = float(quantity[0].mean()), math.sqrt(float(covariance(quantity)[0, 0]))
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    if seeds < FEWEST_SEEDS:
+        return 2 * NormalDist().cdf(-abs(mean) / error)
+    return 2 * t_cdf(-abs(mean) / error, seeds - 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for their number, in the order given.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = running
+    return adjusted
+
+
+def fieller(numerator: Array, denominator: Array) -> Interval:
+    r"""The ratio of two paired seed means with its 95 % interval.
+
+    The interval is the set of :math:`\rho` for which :math:`\bar x - \rho\bar y` is not clear of 0:
+
+    .. math:: (\bar x - \rho\bar y)^2 \le t^2 (V_{xx} - 2\rho V_{xy} + \rho^2 V_{yy})
+
+    It is bounded exactly when the denominator's own `student` interval excludes 0; otherwise there is no ratio to show.
+
+    Args:
+        numerator: Draws (1 + replicates, seeds).
+        denominator: Draws of the same seeds in the same order.
+    Source: Fieller 1954, "Some problems in interval estimation".
+    """
+    seeds = numerator.shape[1]
+    below = student(denominator)
+    if not below.excludes_zero:
+        return below if below.mean is None else undefined("the denominator is not clear of 0", seeds)
+    if not np.isfinite(numerator).all():
+        return undefined("not a finite number", seeds)
+    x, y = float(numerator[0].mean()), float(denominator[0].mean())
+    variance = covariance(numerator, denominator)
+    square = _multiplier(seeds) ** 2
+    a = y * y - square * variance[1, 1]
+    b = x * y - square * variance[0, 1]
+    c = x * x - square * variance[0, 0]
+    root = math.sqrt(max(0.0, b * b - a * c))
+    return Interval(x / y, float(b - root) / float(a), float(b + root) / float(a), seeds, _caution(seeds))
