@@ -1,0 +1,128 @@
+"""Arms against plain alignment and against early stopping, on test, at the settings that validation chose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..measuring.statistics import Array, Interval, fieller, p_value, student, undefined
+from .area import area
+from .choosing import MATCHED, Choice, Choices, matched_name
+from .points import Arm, Facts, Setting, measurable
+from .readings import NOT_TESTED, Readings, interval
+
+STRICTEST = matched_name(MATCHED[-1])
+SHIPPED = ("ship", "last")
+SEE_EARLY_STOPPING = "see early_stopping"
+
+
+class Comparison:
+    """All arms of a study on one footing.
+
+    Attributes:
+        select: The select abilities that are measurable; `report` likewise.
+        gain: G on test: the reward that plain's shipping point gained.
+        no_match: Why taxes cannot be compared at matched reward, for all arms alike; None where they can.
+    """
+
+    def __init__(self, arms: Sequence[Arm], facts: Facts, choices: Choices) -> None:
+        self.facts, self.choices = facts, choices
+        self.select, self.report = measurable(facts)
+        chosen = [arm.setting(label) for arm in arms for label in choices.arms[arm.name].labels]
+        self.read = Readings(facts, [setting for setting in chosen if setting is not None])
+        plain = next((arm for arm in arms if arm.plain), None)
+        self._ship = self.chosen(plain, "ship") if plain else None
+        self._stopped = self.chosen(plain, STRICTEST) if plain else None
+        gain = self.read.gain(self._ship, facts.reward) if facts.reward else np.empty((1, 0))
+        self.gain = interval(
+            gain, "plain's shipping point was not measured on test" if plain else "there is no plain arm"
+        )
+        self.no_match = self._no_match()
+        # (1 + replicates, 1): one yardstick for all seeds
+        self._yardstick = gain.mean(axis=1, keepdims=True) if self.no_match is None else None
+
+    def _no_match(self) -> str | None:
+        if self.gain.low is None:
+            return self.gain.why
+        return None if self.gain.low > 0 else "plain's reward gain is not clear of 0"
+
+    def choice(self, arm: Arm, name: str) -> Choice:
+        """What was chosen, or where it stands instead: plain's checkpoints are two arms, shipped and stopped early."""
+        if arm.plain and name not in SHIPPED:
+            return Choice(None, SEE_EARLY_STOPPING)
+        if arm.early_stopping and name in SHIPPED:
+            return Choice(None, "see plain")
+        return self.choices.arms[arm.name].named[name]
+
+    def chosen(self, arm: Arm, name: str) -> Setting | None:
+        """The setting of a choice, whichever arm shows it."""
+        return arm.setting(self.choices.arms[arm.name].named[name].setting)
+
+    def tax(self, arm: Arm, name: str, abilities: Sequence[str]) -> Interval:
+        """The tax at a choice; at matched rewards it is undefined where there is no reward to match."""
+        choice = self.choice(arm, name)
+        setting = arm.setting(choice.setting)
+        if setting is None:
+            return undefined(choice.how)
+        if name not in SHIPPED and self.no_match:
+            return undefined(self.no_match)
+        return self.group_tax(setting, abilities)
+
+    def group_tax(self, setting: Setting, abilities: Sequence[str]) -> Interval:
+        """The tax of one setting on a group of abilities."""
+        return interval(self.read.tax(setting, abilities)) if abilities else undefined("no measurable ability")
+
+    def _paired(self, arm: Arm, other: Setting | None, abilities: Sequence[str]) -> tuple[Array, Array] | Interval:
+        """Taxes of the arm at matched reward 0.95 and of one of plain's settings, at the seeds that both have."""
+        choice = self.choice(arm, STRICTEST)
+        setting = arm.setting(choice.setting)
+        if self.no_match or setting is None or not abilities:
+            return undefined(self.no_match or (choice.how if setting is None else "no measurable ability"))
+        seeds = self.read.seeds(setting, other)
+        own, yardstick = self.read.tax(setting, abilities, seeds), self.read.tax(other, abilities, seeds)
+        missing = interval(own - yardstick).mean is None
+        return undefined(NOT_TESTED) if missing else (own, yardstick)
+
+    def beyond(self, arm: Arm) -> tuple[Interval, dict[str, Any] | None]:
+        """tax(early stopping) - tax(arm) on the select abilities, with its p and the seeds at which it is above 0."""
+        if arm.early_stopping:
+            return undefined("it is what the others are compared with"), None
+        pair = self._paired(arm, self._stopped, self.select)
+        if isinstance(pair, Interval):
+            return pair, None
+        less = pair[1] - pair[0]
+        return student(less), {"better": int((less[0] > 0).sum()), "seeds": less.shape[1], "p": p_value(less)}
+
+    def recovered(self, arm: Arm) -> Interval:
+        """1 - tax(arm at matched reward 0.95) / tax(plain's shipping point), on the report abilities."""
+        pair = self._paired(arm, self._ship, self.report)
+        if isinstance(pair, Interval):
+            return pair
+        denominator = student(pair[1])
+        if denominator.low is None or denominator.low <= 0:
+            return undefined("no tax to recover", denominator.n)
+        ratio = fieller(*pair)
+        if ratio.mean is None or ratio.low is None or ratio.high is None:
+            return ratio
+        return Interval(1 - ratio.mean, 1 - ratio.high, 1 - ratio.low, ratio.n, ratio.why)
+
+    def area(self, arm: Arm) -> Interval:
+        """Each seed's own area under the settings of the arm's staircase."""
+        settings = [arm.setting(label) for label in self.choices.arms[arm.name].area]
+        if arm.plain or self._yardstick is None or self.facts.reward is None:
+            return undefined(SEE_EARLY_STOPPING if arm.plain else self.no_match or NOT_TESTED)
+        if not settings:
+            return undefined(self.choice(arm, STRICTEST).how)
+        seeds = self.read.seeds(*settings)
+        shares = [self.read.gain(setting, self.facts.reward, seeds) / self._yardstick for setting in settings]
+        kept = [1 - self.read.tax(setting, self.select, seeds) for setting in settings]
+        # (1 + replicates, seeds, settings) -> (1 + replicates, seeds)
+        return interval(area(np.stack(shares, axis=-1), np.stack(kept, axis=-1)))
+
+    def share(self, setting: Setting | None) -> Interval:
+        """Reward gained, as a share of what plain's shipping point gained."""
+        if self._yardstick is None or self.facts.reward is None:
+            return undefined(self.no_match or NOT_TESTED)
+        return interval(self.read.gain(setting, self.facts.reward) / self._yardstick)

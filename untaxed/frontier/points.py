@@ -1,0 +1,157 @@
+"""What the frontier is made from: measured points, settings (a point a seed), arms, and the facts of the study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..measuring.statistics import Array, draws, item_weights
+from ..measuring.suite import SPLITS
+
+CLEAR = 3.0  # standard errors above chance from which on an ability of `initial` can be lost
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One model that was measured: a run at a step, or a variant made from it.
+
+    Attributes:
+        values: Split -> ``{"reward": {name: x}, "abilities": {…}, "drift": {…}}``, or None where it was not measured.
+        scores: ``scores(split, "abilities.facts")`` reads the (items, k) sufficient statistics.
+    """
+
+    seed: int
+    name: str
+    step: int
+    variant: Mapping[str, Any] | None
+    phase: str | None
+    values: Mapping[str, Mapping[str, Any] | None]
+    scores: Callable[[str, str], Array]
+
+    def value(self, split: str, key: str) -> float | None:
+        """One measured number (``"reward.proxy"``); None where it is missing or not finite."""
+        group, name = key.split(".", 1)
+        found = ((self.values.get(split) or {}).get(group) or {}).get(name)
+        return float(found) if found is not None and math.isfinite(found) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One choice of an arm's swept values, at one step or as one variant: one point a seed."""
+
+    label: str
+    values: Mapping[str, Any]
+    points: Mapping[int, Point]
+
+    def mean(self, split: str, key: str) -> float | None:
+        """The seed mean of a measured number; None unless every seed has it."""
+        found = [point.value(split, key) for point in self.points.values()]
+        known = [number for number in found if number is not None]
+        return sum(known) / len(known) if known and len(known) == len(found) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One remedy (or list of remedies) with all its settings.
+
+    Attributes:
+        seconds: Training time of each of its runs.
+        early_stopping: The arm without runs that is plain's checkpoints; its settings may be left empty.
+    """
+
+    name: str
+    methods: Sequence[Any]
+    settings: Sequence[Setting]
+    plain: bool = False
+    early_stopping: bool = False
+    seconds: Sequence[float] = ()
+    peak_bytes: int | None = None
+
+    def setting(self, label: str | None) -> Setting | None:
+        """The setting of that label."""
+        return next((setting for setting in self.settings if setting.label == label), None)
+
+    @property
+    def candidates(self) -> list[Setting]:
+        """The settings that may be chosen: those with most seeds.
+
+        A setting that lost a seed (its run failed) would be judged on the seeds that survived, and look better for it.
+        """
+        most = max((len(setting.points) for setting in self.settings), default=0)
+        return [setting for setting in self.settings if len(setting.points) == most > 0]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What all arms share.
+
+    Attributes:
+        measures: ``{"group", "name", "statistic", "chance", "unit"}`` of every measure, in the order they are shown.
+        select: Abilities that choices may look at.
+        report: Abilities that are shown and never chosen on.
+        initial: The model that alignment starts from, measured on both splits.
+    """
+
+    measures: Sequence[Mapping[str, Any]]
+    select: Sequence[str]
+    report: Sequence[str]
+    initial: Point
+    seeds: Sequence[int]
+
+    def measure(self, key: str) -> Mapping[str, Any]:
+        """The description of one measure (``"abilities.facts"``)."""
+        return next(measure for measure in self.measures if f"{measure['group']}.{measure['name']}" == key)
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all measures."""
+        return [f"{measure['group']}.{measure['name']}" for measure in self.measures]
+
+    @property
+    def reward(self) -> str | None:
+        """The reward that counts: gold where it is known, else the one that was trained on."""
+        return next((key for key in ("reward.gold", "reward.proxy") if key in self.keys), None)
+
+    @property
+    def proxy(self) -> str | None:
+        """The reward that someone without gold sees."""
+        return next((key for key in ("reward.proxy", "reward.gold") if key in self.keys), None)
+
+
+def retention(ability: Any, initial: Any, chance: float) -> Any:
+    r"""Share of the ability above chance that is kept: :math:`(a - c) / (a_{initial} - c)`; numbers or arrays."""
+    return (ability - chance) / (initial - chance)
+
+
+def left_out(facts: Facts) -> dict[str, str]:
+    """The abilities of which `initial` has too little to lose measurably, on either split, with the reason."""
+    reasons = {}
+    for name in [*facts.select, *facts.report]:
+        reason = _unmeasurable(facts, f"abilities.{name}")
+        if reason:
+            reasons[name] = reason
+    return reasons
+
+
+def _unmeasurable(facts: Facts, key: str) -> str | None:
+    measure = facts.measure(key)
+    for split in SPLITS:
+        if facts.initial.value(split, key) is None:
+            return f"not measured at initial on {split}"
+        scores = facts.initial.scores(split, key)
+        values = draws(measure["statistic"], [scores], item_weights(f"{split}/{key}", len(scores)))[:, 0]
+        above, error = float(values[0]) - measure["chance"], float(values[1:].std())
+        if above <= 0 or above < CLEAR * error:
+            return (
+                f"initial is {above:.3f} above chance ({measure['chance']:.3f}) on {split}, "
+                f"less than {CLEAR:g} standard errors ({error:.3f} each)"
+            )
+    return None
+
+
+def measurable(facts: Facts) -> tuple[list[str], list[str]]:
+    """The select and the report abilities that are left."""
+    out = left_out(facts)
+    return [name for name in facts.select if name not in out], [name for name in facts.report if name not in out]

@@ -1,0 +1,134 @@
+"""What `summary.json` holds: the numbers of a study, read on test at the settings that validation chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..measuring.statistics import Interval
+from .choosing import Choices, with_plain_settings
+from .comparing import STRICTEST, Comparison
+from .points import Arm, Facts, Setting, left_out
+from .readings import interval
+from .verdict import verdict
+
+VERSION = 1
+
+
+def summarise(arms: Sequence[Arm], facts: Facts, choices: Choices) -> dict[str, Any]:
+    """The summary of a study, clean for JSON; every number is ``{"mean", "low", "high", "n", "why"}``.
+
+    ``beyond_early_stopping`` is tax(early stopping) - tax(arm): positive means less tax than early stopping.
+
+    Args:
+        choices: From `choose` on the same arms; the settings it names are read on test where test was measured.
+    """
+    arms = [arm for arm in with_plain_settings(arms) if arm.name in choices.arms]
+    study = Comparison(arms, facts, choices)
+    summary = {
+        "version": VERSION,
+        "arms": [_entry(study, arm) for arm in arms],
+        "initial": _initial(study),
+        "seeds": len(facts.seeds),
+        "reward": facts.reward.split(".")[1] if facts.reward else None,
+        "gain": study.gain.json(),
+        "select": list(facts.select),
+        "report": list(facts.report),
+        "measures": [dict(measure) for measure in facts.measures],
+        "left_out": [{"ability": name, "why": why} for name, why in left_out(facts).items()],
+    }
+    return {**summary, **verdict(summary)}
+
+
+def _initial(study: Comparison) -> dict[str, dict[str, Any]]:
+    """Numbers of the initial model; there is one, so that its intervals are those of the items."""
+    groups: dict[str, dict[str, Any]] = {"reward": {}, "abilities": {}, "drift": {}}
+    for measure, key in zip(study.facts.measures, study.facts.keys):
+        number = interval(study.read.initial(key), "not measured")
+        why = number.why if number.mean is None else "items only"
+        groups[measure["group"]][measure["name"]] = Interval(number.mean, number.low, number.high, number.n, why).json()
+    return groups
+
+
+def _entry(study: Comparison, arm: Arm) -> dict[str, Any]:
+    names = list(study.choices.arms[arm.name].named)
+    beyond, against = study.beyond(arm)
+    shown = next((name for name in (STRICTEST, "ship") if study.choice(arm, name).setting is not None), None)
+    setting = arm.setting(study.choice(arm, shown).setting) if shown else None
+    return {
+        "arm": arm.name,
+        "methods": list(arm.methods),
+        "plain": arm.plain,
+        "early_stopping": arm.early_stopping,
+        "runs": len(arm.seconds),
+        "settings": len(arm.settings),
+        "tax": {name: study.tax(arm, name, study.select).json() for name in names},
+        "report_tax": {name: study.tax(arm, name, study.report).json() for name in names},
+        "recovered": study.recovered(arm).json(),
+        "beyond_early_stopping": beyond.json(),
+        "against_early_stopping": against,
+        "area": study.area(arm).json(),
+        "shown": {"choice": shown, "setting": setting.label if setting else None},
+        "reward": _group(study, "reward", setting),
+        "share": study.share(setting).json(),
+        "abilities": {m["name"]: _ability(study, m, setting) for m in _measures(study, "abilities")},
+        "drift": _group(study, "drift", setting),
+        "seconds": interval(np.array([arm.seconds], dtype=float), "no run of its own").json(),
+        "peak_bytes": arm.peak_bytes,
+        "chosen": {name: _choice(study, arm, name) for name in names},
+        "points": _points(study, arm),
+    }
+
+
+def _measures(study: Comparison, group: str) -> list[Mapping[str, Any]]:
+    return [measure for measure in study.facts.measures if measure["group"] == group]
+
+
+def _group(study: Comparison, group: str, setting: Setting | None) -> dict[str, Any]:
+    names = [measure["name"] for measure in _measures(study, group)]
+    return {name: interval(study.read.number(setting, f"{group}.{name}")).json() for name in names}
+
+
+def _ability(study: Comparison, measure: Mapping[str, Any], setting: Setting | None) -> dict[str, Any]:
+    """One ability: its number, what was lost of it in its own unit, and the share that is kept."""
+    name = measure["name"]
+    value, loss = study.read.number(setting, f"abilities.{name}"), -study.read.gain(setting, f"abilities.{name}")
+    clear = name in study.select or name in study.report
+    kept = study.read.retention(setting, name) if clear else value[:, :0]
+    numbers = {"value": interval(value), "loss": interval(loss)}
+    numbers["retention"] = interval(kept) if clear else interval(kept, "left out: initial is too close to chance")
+    return {key: number.json() for key, number in numbers.items()}
+
+
+def _choice(study: Comparison, arm: Arm, name: str) -> dict[str, Any]:
+    choice = study.choice(arm, name)
+    return {"setting": choice.setting, "how": choice.how}
+
+
+def _points(study: Comparison, arm: Arm) -> list[dict[str, Any]]:
+    """The settings that are this arm's to draw, on test; plain's stopped ones are early stopping's."""
+    chosen = study.choices.arms[arm.name]
+    roles: dict[str, list[str]] = {}
+    for name in chosen.named:
+        if (label := study.choice(arm, name).setting) is not None:
+            roles.setdefault(label, []).append(name)
+    for label in () if arm.plain else chosen.area:
+        roles.setdefault(label, []).append("area")
+    return [_point(study, arm.setting(label), role) for label, role in roles.items()]
+
+
+def _point(study: Comparison, setting: Setting | None, roles: Sequence[str]) -> dict[str, Any]:
+    assert setting is not None  # choices name settings that exist
+    return {
+        "setting": setting.label,
+        "values": dict(setting.values),
+        "chosen_as": list(roles),
+        "reward": _group(study, "reward", setting),
+        "share": study.share(setting).json(),
+        "tax": {
+            "select": study.group_tax(setting, study.select).json(),
+            "report": study.group_tax(setting, study.report).json(),
+        },
+    }

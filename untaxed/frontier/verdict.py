@@ -1,0 +1,126 @@
+"""What the numbers say, in one plain sentence and what must be known beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..measuring.statistics import FEWEST_SEEDS, holm
+
+LEVEL = 0.05
+
+
+def verdict(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"verdict": sentence, "caveats": [sentences]}`` of a summary without them; writes Holm's p beside each p.
+
+    An arm beats early stopping when the interval of tax(early stopping) - tax(arm), at matched reward 0.95, is above 0.
+    """
+    compared = [entry for entry in summary["arms"] if entry["against_early_stopping"] is not None]
+    known = [entry for entry in compared if entry["against_early_stopping"]["p"] is not None]
+    for entry, p in zip(known, holm([entry["against_early_stopping"]["p"] for entry in known])):
+        entry["against_early_stopping"]["p_holm"] = p
+    sentence = _sentence(summary, known)
+    return {"verdict": sentence, "caveats": _caveats(summary, known)}
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for readers, with a true minus sign: ``−0.012``."""
+    return f"{value:.{digits}f}".replace("-", "−") if round(value, digits) else f"{0:.{digits}f}"
+
+
+def _between(interval: Mapping[str, Any]) -> str:
+    return f"95 % interval {number(interval['low'])} to {number(interval['high'])}"
+
+
+def _sentence(summary: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> str:
+    gain = summary["gain"]
+    if gain["mean"] is None:
+        return f"No verdict: {gain['why']}."
+    if gain["low"] <= 0:
+        return (
+            "No verdict: plain alignment's reward gain is not clear of zero "
+            f"({number(gain['mean'])}, {_between(gain)}), so there is no reward to match."
+        )
+    if not known:
+        return f"No verdict: no arm can be compared with early stopping at matched reward 0.95{_reasons(summary)}."
+    best = max(known, key=lambda entry: entry["beyond_early_stopping"]["mean"])
+    beyond = best["beyond_early_stopping"]
+    winners = [entry for entry in known if entry["beyond_early_stopping"]["low"] > 0]
+    if not winners:
+        less = beyond["mean"] >= 0
+        return (
+            f"Nothing beats early stopping at matched reward 0.95: {_best_of(known)}, {best['arm']}, has a tax "
+            f"{number(abs(beyond['mean']))} {'lower' if less else 'higher'} ({_difference(beyond, less)})."
+        )
+    best = max(winners, key=lambda entry: entry["beyond_early_stopping"]["mean"])
+    beyond, against = best["beyond_early_stopping"], best["against_early_stopping"]
+    others = f"; {len(winners)} of {len(known)} arms beat it" if len(known) > 1 else ""
+    return (
+        f"{best['arm']} beats early stopping at matched reward 0.95: its tax is {number(beyond['mean'])} lower "
+        f"({_between(beyond)}; in {against['better']} of {against['seeds']} seeds){others}."
+    )
+
+
+def _difference(beyond: Mapping[str, Any], less: bool) -> str:
+    sign = 1 if less else -1
+    low, high = sorted((sign * beyond["low"], sign * beyond["high"]))
+    return f"95 % interval {number(low)} to {number(high)}, which includes no difference"
+
+
+def _best_of(known: Sequence[Mapping[str, Any]]) -> str:
+    return "the only arm compared" if len(known) == 1 else f"the best of {len(known)} arms"
+
+
+def _reasons(summary: Mapping[str, Any]) -> str:
+    others = [entry for entry in summary["arms"] if not entry["plain"] and not entry["early_stopping"]]
+    return f" ({'; '.join(_reason(entry) for entry in others)})" if others else ""
+
+
+def _reason(entry: Mapping[str, Any]) -> str:
+    return f"{entry['arm']}: {entry['beyond_early_stopping']['why']}"
+
+
+def _caveats(summary: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> list[str]:
+    plain = next((entry for entry in summary["arms"] if entry["plain"]), None)
+    tax = plain["tax"]["ship"] if plain else None
+    return [
+        *_about_plain(tax),
+        *_about_multiplicity(known),
+        *_about_missing(summary),
+        *_about_seeds(summary),
+    ]
+
+
+def _about_plain(tax: Mapping[str, Any] | None) -> list[str]:
+    if tax is None or tax["mean"] is None:
+        return []
+    clear = "" if tax["low"] > 0 else ", not clear of zero"
+    size = f"{number(tax['mean'])} ({_between(tax)}{clear})"
+    return [f"Plain alignment, shipped at its highest proxy reward, pays a tax of {size}."]
+
+
+def _about_multiplicity(known: Sequence[Mapping[str, Any]]) -> list[str]:
+    winners = [entry for entry in known if entry["beyond_early_stopping"]["low"] > 0]
+    if len(known) < 2 or not winners:
+        return []
+    clear = [entry["arm"] for entry in winners if entry["against_early_stopping"]["p_holm"] < LEVEL]
+    left = f"still clear of zero: {', '.join(clear)}" if clear else "no difference is clear of zero"
+    return [f"{len(known)} arms were compared with early stopping; after Holm's correction for that number, {left}."]
+
+
+def _about_missing(summary: Mapping[str, Any]) -> list[str]:
+    others = [entry for entry in summary["arms"] if not entry["plain"] and not entry["early_stopping"]]
+    missing = [entry for entry in others if entry["beyond_early_stopping"]["mean"] is None]
+    if not missing or len(missing) == len(others):
+        return []
+    return [f"Not compared: {'; '.join(_reason(entry) for entry in missing)}."]
+
+
+def _about_seeds(summary: Mapping[str, Any]) -> list[str]:
+    seeds = summary["seeds"]
+    if seeds >= FEWEST_SEEDS:
+        return []
+    return [
+        f"With {seeds} seed{'' if seeds == 1 else 's'} the intervals cover the noise of the test items only, "
+        "not the spread between trainings."
+    ]
