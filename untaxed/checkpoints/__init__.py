@@ -1,0 +1,10 @@
+"""Model directories: checking, loading and atomic saving. Only safetensors and JSON are read."""
+
+from ._bars import no_bars as no_bars
+from ._check import check_model_dir as check_model_dir
+from ._check import fingerprint as fingerprint
+from ._load import load_model as load_model
+from ._load import load_tokenizer as load_tokenizer
+from ._load import load_weights as load_weights
+from ._save import flush as flush
+from ._save import save_model as save_model

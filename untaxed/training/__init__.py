@@ -1,0 +1,14 @@
+"""Algorithms on TRL's trainers, `attach`, and the defaults that hold on this machine."""
+
+from .algorithms import ALGORITHMS as ALGORITHMS
+from .algorithms import Algorithm as Algorithm
+from .arguments import check_arguments as check_arguments
+from .attach import Attached as Attached
+from .attach import attach as attach
+from .defaults import machine_defaults as machine_defaults
+from .loop import Moment as Moment
+from .loop import Outcome as Outcome
+from .loop import train as train
+from .task import Reward as Reward
+from .task import Task as Task
+from .trainer import make_trainer as make_trainer

@@ -1,0 +1,91 @@
+"""Loading models, tokenizers and weights from directories; no hub is asked and no code of theirs is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import CheckpointError, require
+from ._bars import no_bars
+from ._check import check_model_dir, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Loads a causal language model from a directory, in evaluation mode.
+
+    Args:
+        path: The directory.
+        dtype: Of the weights; float32 unless asked, since a bfloat16 file would load as weights that hardly move at
+            the learning rates of alignment.
+    Raises:
+        CheckpointError: The directory cannot be used, or its weights and its configuration do not fit.
+    """
+    transformers = require("transformers", extra="train")
+    path = Path(path).absolute()
+    shapes = check_model_dir(path, tokenizer=False)
+    with _quiet(transformers):
+        try:
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be loaded: {_first_line(error)}") from error
+    missing, mismatched = sorted(report["missing_keys"]), sorted(str(key) for key in report["mismatched_keys"])
+    if missing or mismatched:
+        raise CheckpointError(
+            f"the weights of {path} do not fit its config.json: {len(missing)} missing, {len(mismatched)} of another "
+            f"shape (first: {[*missing, *mismatched][0]}); {len(shapes)} are there"
+        )
+    return model
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer that lies beside a model."""
+    transformers = require("transformers", extra="train")
+    path = Path(path).absolute()
+    check_model_dir(path)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise CheckpointError(f"the tokenizer of {path} cannot be loaded: {_first_line(error)}") from error
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a model directory by name, as stored."""
+    path = Path(path)
+    check_model_dir(path, tokenizer=False)
+    weights: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        try:
+            weights.update(load_file(file))
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} cannot be read: {_first_line(error)}") from error
+    return weights
+
+
+@contextmanager
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """No report about what is being loaded; our own checks say what is wrong."""
+    logging = transformers.utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with no_bars():
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

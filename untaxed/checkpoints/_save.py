@@ -1,0 +1,97 @@
+"""Saving a model so that nobody ever sees half of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import StoreError
+from ._bars import no_bars
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
+    """Writes a model and its tokenizer as one directory that appears whole or not at all.
+
+    Args:
+        model: Saved as safetensors in its own dtype.
+        tokenizer: Saved beside it.
+        path: The directory to appear; one that is there already is replaced.
+    Raises:
+        StoreError: The disk is full or the place cannot be written; nothing is left behind.
+    """
+    with no_bars(), appearing(Path(path)) as directory:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Lends a hidden directory beside `path` and, when the block ends well, renames it to `path`.
+
+    Files and directories are flushed to the disk before the rename, so that a crash leaves the old state or the new.
+    """
+    with _as_store_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        with _as_store_error(path):
+            yield hidden
+            hidden.chmod(0o755)  # mkdtemp's own mode would keep other users out
+            flush(hidden)
+            _replace(hidden, path)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def flush(directory: Path) -> None:
+    """Flushes every file of a directory, then the directory itself, to the disk."""
+    for place in (*sorted(directory.rglob("*")), directory):
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _replace(new: Path, path: Path) -> None:
+    old = None
+    if path.exists():  # a directory cannot be renamed onto a full one
+        old = new.with_suffix(".old")
+        path.rename(old)
+    new.rename(path)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _as_store_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if (clear := _translated(path, error)) is not None:
+            raise clear from error
+        raise
+
+
+def _translated(path: Path, error: Exception) -> StoreError | None:
+    # safetensors raises its own error, with the system's text in it, when the disk is full
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
+    if full:
+        return StoreError(f"cannot write {path}: no space left on the device; free some and run the same command again")
+    if isinstance(error, OSError):
+        return StoreError(f"cannot write {path}: {error.strerror or error}")
+    return None

@@ -1,0 +1,74 @@
+"""Weight averaging: move aligned weights part of the way back to the initial ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..method import Method, Site, Weights
+from ..weights import check_same
+
+
+@torch.no_grad()
+def average(initial: Weights, aligned: Weights, *, initial_share: float) -> dict[str, Tensor]:
+    r"""Moves aligned weights part of the way back to the initial ones.
+
+    .. math:: \theta = s\,\theta_{initial} + (1 - s)\,\theta_{aligned}
+
+    Args:
+        initial: Weights before alignment, name -> tensor of any shape.
+        aligned: Weights after alignment: the same names and shapes.
+        initial_share: :math:`s`, at most 1; 0 gives ``aligned`` bit for bit, 1 gives ``initial``.
+    Returns:
+        New tensors with ``aligned``'s names, dtypes and devices. Integer and boolean tensors are no weights: they
+        are copied from the model with the larger share (from ``aligned`` at one half).
+    Raises:
+        ValueError: ``initial_share`` is above 1 or not finite, or names or shapes differ.
+    Example:
+        >>> average({"w": torch.zeros(1)}, {"w": torch.ones(1)}, initial_share=0.25)["w"]
+        tensor([0.7500])
+
+    Source: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; Lin et al. 2024, arXiv:2309.06256.
+    Differs: computed in float32 (float64 stays float64), cast back once.
+    """
+    if not (math.isfinite(initial_share) and initial_share <= 1):
+        raise ValueError(f"initial_share must be finite and at most 1, got {initial_share}")
+    check_same(initial, aligned)
+    return {name: _average_one(initial[name], end, initial_share) for name, end in aligned.items()}
+
+
+def _average_one(initial: Tensor, aligned: Tensor, share: float) -> Tensor:
+    start = initial.to(device=aligned.device)
+    if not aligned.is_floating_point() or share in (0, 1):
+        return (start if share > 0.5 else aligned).to(aligned.dtype, copy=True)
+    wide = torch.promote_types(aligned.dtype, torch.float32)
+    # lerp and not the sum of products: it leaves equal tensors unchanged to the bit
+    return torch.lerp(aligned.to(wide), start.to(wide), share).to(aligned.dtype)
+
+
+@dataclass(frozen=True)
+class Averaging(Method):
+    """Averages the aligned with the initial weights after training.
+
+    Args:
+        initial_share: Share of ``initial``, in [0, 1].
+    """
+
+    name: ClassVar[str] = "averaging"
+    title: ClassVar[str] = "Weight averaging"
+    source: ClassVar[str] = "Wortsman et al. 2022, arXiv:2109.01903; Lin et al. 2024, arXiv:2309.06256"
+    summary: ClassVar[str] = "one share of the initial model for every tensor, after training; costs no training"
+    acts: ClassVar[frozenset[Site]] = frozenset({"after"})
+
+    initial_share: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.initial_share <= 1:
+            raise ValueError(f"initial_share must be in [0, 1], got {self.initial_share}")
+
+    def after(self, initial: Weights, aligned: Weights) -> dict[str, Tensor]:
+        return average(initial, aligned, initial_share=self.initial_share)

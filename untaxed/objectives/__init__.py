@@ -1,0 +1,3 @@
+"""Methods that act in the loss or on the data."""
+
+from ._kl import KL as KL

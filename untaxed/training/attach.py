@@ -1,0 +1,252 @@
+"""`attach`: the one public way to join methods to a trainer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from ..errors import StoreError, Unsupported
+from ..method import Between, Context, Method
+from ..weights import trainable
+from .algorithms import ALGORITHMS
+from .state import read_state, write_state
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+FOLDER = "untaxed"  # inside the trainer's own checkpoint-N
+HOSTED = {"loss", "between"}  # sites that a row of the table uses today
+BACKENDS = {"plain", "ddp", "fsdp2"}
+
+
+class Observer(Protocol):
+    """Told about every step: once, or before and after a method replaces the policy's weights."""
+
+    def __call__(self, step: int, *, last: bool, phase: str | None) -> None: ...
+
+
+def attach(trainer: Trainer, *methods: Method) -> Attached:
+    """Joins methods to a trainer; they act when it trains.
+
+    Works with any transformers or TRL trainer. Called twice it equals one call with both lists. The methods' state is
+    written into each of the trainer's checkpoints and taken up again by ``train(resume_from_checkpoint=…)``.
+
+    Args:
+        trainer: Before its `train()`.
+        methods: In the order in which they act within a step.
+    Returns:
+        What was attached; `detach()` takes it off again.
+    Raises:
+        Unsupported: A method cannot work with this trainer; the message says why and what to do instead.
+    Example:
+        ::
+
+            trainer = DPOTrainer(model, args=config, train_dataset=pairs)
+            attach(trainer, ElasticReset(decay=0.995, reset_every=260))
+            trainer.train()
+    """
+    if trainer.state.global_step or trainer.is_in_train:
+        raise Unsupported("attach comes before train(); build a new trainer, or attach and resume from a checkpoint")
+    context = _context(trainer)
+    for method in methods:
+        _check(trainer, method, context)
+    attached = _existing(trainer) or Attached(trainer)
+    attached.methods += methods
+    _warn_low_precision(trainer, methods)
+    return attached
+
+
+class Attached:
+    """The methods that are joined to one trainer.
+
+    Attributes:
+        methods: In the order in which they act.
+        steps_since_reset: Optimizer steps since a method last replaced the policy's weights, or since the start.
+        observer: Told about every step, before the methods act; `untaxed.training.train` sets it.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        from .hooks import Hooks
+
+        self.methods: tuple[Method, ...] = ()
+        self.steps_since_reset = 0
+        self.observer: Observer | None = None
+        self._trainer = trainer
+        self._live: list[Between] = []
+        self._loaded: Mapping[str, Any] | None = None
+        self._hooks = Hooks(self)
+        trainer.add_callback(self._hooks)
+
+    def describe(self) -> dict[str, Any]:
+        """What is attached to what, as plain values for a report."""
+        return {
+            "trainer": type(self._trainer).__name__,
+            "backend": backend(self._trainer),
+            "methods": [{"name": method.name, **method.settings()} for method in self.methods],
+            "trainable_parameters": sum(tensor.numel() for tensor in trainable(policy(self._trainer)).values()),
+        }
+
+    def detach(self) -> None:
+        """Takes the methods off the trainer; its weights stay as they are."""
+        self._trainer.remove_callback(self._hooks)
+        self.methods, self._live = (), []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes during training, the live tensors themselves among it."""
+        return {
+            "methods": [{"name": method.name, **method.settings()} for method in self.methods],
+            "steps_since_reset": self.steps_since_reset,
+            "policy": _checksum(policy(self._trainer)),
+            "states": [live.state_dict() for live in self._live],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up a saved state; before `train()` it is kept until the policy is there.
+
+        Raises:
+            StoreError: The state was saved with other methods or settings.
+        """
+        ours = [{"name": method.name, **method.settings()} for method in self.methods]
+        if state["methods"] != ours:
+            raise StoreError(f"the saved state belongs to the methods {state['methods']}, attached are {ours}")
+        self._loaded = state
+        if self._live:
+            self._take_up()
+
+    def load_checkpoint(self, directory: str | Path) -> None:
+        """Takes up the state inside one of the trainer's own checkpoints, for a resume from another folder."""
+        rank, world = self._trainer.args.process_index, self._trainer.args.world_size
+        self.load_state_dict(read_state(Path(directory) / FOLDER, rank=rank, world=world))
+
+    def begin(self, model: nn.Module, step: int) -> None:
+        """Binds the methods to the policy; called when training begins, after sharding and loading."""
+        between = [method for method in self.methods if "between" in method.acts]
+        if step and between and self._loaded is None:
+            self.load_checkpoint(Path(str(self._trainer.args.output_dir)) / f"checkpoint-{step}")
+        self.steps_since_reset = 0
+        self._live = [method.between(model) for method in between]
+        if self._loaded is not None:
+            self._take_up()
+
+    def end_step(self, step: int, *, last: bool) -> None:
+        """One optimizer step is over: observe, then let the methods act.
+
+        No reset at the last step, where nothing could recover from it, nor while samples of the old policy wait to be
+        learned from; a reset that is due then comes at the next step that is free.
+        """
+        free = not last and not samples_waiting(self._trainer)
+        replaces = free and any(live.due() for live in self._live)
+        self.steps_since_reset += 1
+        if self.observer is not None:
+            self.observer(step, last=last, phase="before" if replaces else None)
+        for live in self._live:
+            if not free and live.due():
+                live.skip()
+            else:
+                live.step()
+        if replaces:
+            self.steps_since_reset = 0
+            if self.observer is not None:
+                self.observer(step, last=last, phase="after")
+
+    def save(self, directory: Path) -> None:
+        """Writes the state into one of the trainer's checkpoints; every process writes its own shard."""
+        rank, world = self._trainer.args.process_index, self._trainer.args.world_size
+        write_state(directory / FOLDER, self.state_dict(), rank=rank, world=world)
+
+    def _take_up(self) -> None:
+        assert self._loaded is not None
+        state, self._loaded = self._loaded, None
+        if state["policy"] != _checksum(policy(self._trainer)):
+            raise StoreError(
+                "the saved state belongs to other weights than the policy's; resume the trainer from the checkpoint "
+                "that the state was saved in, or call load_checkpoint with the folder it resumes from"
+            )
+        for live, saved in zip(self._live, state["states"], strict=True):
+            live.load_state_dict(saved)
+        self.steps_since_reset = state["steps_since_reset"]
+
+
+def policy(trainer: Trainer) -> nn.Module:
+    """The model that is being trained."""
+    assert isinstance(trainer.model, nn.Module)
+    return trainer.model
+
+
+def backend(trainer: Trainer) -> str:
+    """How the trainer's weights lie in memory: plain, ddp, fsdp2, fsdp1, deepspeed or sharded_at_load."""
+    if trainer.is_deepspeed_enabled:
+        return "deepspeed"
+    if trainer.is_fsdp_enabled or getattr(trainer, "is_fsdp_xla_enabled", False):
+        return "fsdp2" if trainer.accelerator.is_fsdp2 else "fsdp1"
+    if getattr(trainer, "is_distributed_loading_by_transformers", False):
+        return "sharded_at_load"
+    return "ddp" if trainer.args.world_size > 1 else "plain"
+
+
+def samples_waiting(trainer: Trainer) -> bool:
+    """True while completions that the present or an older policy sampled have yet to be learned from (rloo, grpo)."""
+    args: Any = trainer.args
+    if not hasattr(args, "steps_per_generation"):
+        return False
+    taken = trainer._step  # type: ignore[attr-defined]  # micro-batches since the (re)start, TRL's own count
+    return bool(taken % (args.steps_per_generation * args.num_iterations))
+
+
+def _context(trainer: Trainer) -> Context:
+    names = {row.trainer: row.name for row in reversed(ALGORITHMS.values())}
+    kind = type(trainer).__name__
+    return Context(
+        algorithm=names.get(kind, kind.removesuffix("Trainer").lower() or "sft"),
+        max_steps=trainer.args.max_steps if trainer.args.max_steps > 0 else None,
+        backend=backend(trainer),
+        lora=hasattr(trainer.model, "peft_config"),
+    )
+
+
+def _check(trainer: Trainer, method: Method, context: Context) -> None:
+    if "after" in method.acts:
+        raise Unsupported(f"{method.name} acts after training: use its function on the saved weights, or a study")
+    if foreign := sorted(method.acts - HOSTED):
+        raise Unsupported(f"{method.name} acts at {', '.join(foreign)}, which attach does not offer")
+    if "between" in method.acts and context.backend not in BACKENDS:
+        raise Unsupported(
+            f"{method.name} cannot act under {context.backend}: the policy's tensors are not whole or not in place "
+            "there; use FSDP2, or a method that acts after training on the saved checkpoint"
+        )
+    method.check(context)
+    for key, value in method.arguments().items():
+        if getattr(trainer.args, key, None) != value:
+            raise Unsupported(
+                f"{method.name} is an argument of the algorithm itself: build the trainer with {key}={value}"
+            )
+
+
+def _existing(trainer: Trainer) -> Attached | None:
+    from .hooks import Hooks
+
+    found = [hook.attached for hook in trainer.callback_handler.callbacks if isinstance(hook, Hooks)]
+    return found[0] if found else None
+
+
+def _warn_low_precision(trainer: Trainer, methods: tuple[Method, ...]) -> None:
+    narrow = {str(tensor.dtype) for tensor in trainable(policy(trainer)).values() if tensor.dtype.itemsize < 4}
+    if narrow and methods:
+        warnings.warn(
+            f"the trainable weights are {', '.join(sorted(narrow))} without a float32 master: updates of lr 1e-6 are "
+            "mostly lost in rounding; load the model with dtype=torch.float32 and train with bf16=True",
+            stacklevel=3,
+        )
+
+
+def _checksum(model: nn.Module) -> int:
+    """The sum of all bytes of the trainable weights: exact on every machine, and enough to tell checkpoints apart."""
+    return sum(
+        int(tensor.contiguous().view(torch.uint8).sum(dtype=torch.int64)) if tensor.dim() else 0
+        for tensor in trainable(model).values()
+    )

@@ -1,0 +1,159 @@
+"""`train`: one run from its first step or its last checkpoint to its end, observed along the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from ..checkpoints import no_bars
+from ..errors import RunFailed
+from ..measuring import undisturbed
+from ..weights import trainable
+from .attach import Attached, attach, policy
+from .memory import PeakMemory
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+Phase = Literal["before", "after"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point of training at which the policy may be looked at.
+
+    Attributes:
+        step: Optimizer steps taken.
+        phase: "before" and "after" a method replaced the policy's weights at this step, else None.
+        steps_since_reset: Steps since that last happened, or since the start; None where no method does it.
+        model: The policy.
+    """
+
+    step: int
+    phase: Phase | None
+    steps_since_reset: int | None
+    model: nn.Module
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run cost.
+
+    Attributes:
+        train_seconds: Wall time, measuring excluded, time before a resume included.
+        peak_bytes: Highest memory: the accelerator's where there is one, else the process's resident set.
+        steps: Optimizer steps taken.
+    """
+
+    train_seconds: float
+    peak_bytes: int
+    steps: int
+
+
+def train(
+    trainer: Trainer,
+    attached: Attached | None = None,
+    *,
+    every: int,
+    observe: Callable[[Moment], None] | None = None,
+    log: Path | None = None,
+    resume_dir: Path | None = None,
+    checkpoint_every: int | None = None,
+) -> Outcome:
+    """Trains to the end. Observing changes nothing: with and without it the weights are equal to the bit.
+
+    Args:
+        trainer: From `make_trainer`.
+        attached: From `attach`.
+        every: Optimizer steps between observations; the last step, and both sides of a reset, are observed always.
+        observe: Called under `undisturbed`.
+        log: A file that gets one line of JSON a step.
+        resume_dir: Where checkpoints for a resume lie; training goes on from the last whole one.
+        checkpoint_every: Optimizer steps between them; one falls only where no on-policy samples wait. None: never.
+    Raises:
+        RunFailed: The loss or the weights became NaN or infinite, or the reward broke; the message names the step.
+        StoreError: `resume_dir` holds something else.
+    """
+    from .recorder import Recorder
+
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    attached = attached if attached is not None else attach(trainer)
+    watch = _Watch(trainer, attached, every, observe)
+    recorder = Recorder(trainer, watch.seconds, log=log, resume_dir=resume_dir, checkpoint_every=checkpoint_every)
+    checkpoint = recorder.start()
+    attached.observer = watch
+    trainer.add_callback(recorder)
+    try:
+        with PeakMemory(trainer.args.device) as peak, _finite_loss(trainer), no_bars():
+            watch.start(recorder.earlier_seconds)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            seconds = watch.seconds()
+    finally:
+        attached.observer = None
+        trainer.remove_callback(recorder)
+    return Outcome(seconds, max(peak.bytes, recorder.earlier_peak), trainer.state.global_step)
+
+
+class _Watch:
+    """Calls `observe` at the steps where it is due, and keeps its time apart from training's."""
+
+    def __init__(
+        self, trainer: Trainer, attached: Attached, every: int, observe: Callable[[Moment], None] | None
+    ) -> None:
+        self._trainer = trainer
+        self._attached = attached
+        self._every = every
+        self._observe = observe
+        self._started = 0.0
+        self._apart = 0.0
+
+    def start(self, earlier_seconds: float) -> None:
+        self._started = time.perf_counter() - earlier_seconds
+
+    def seconds(self) -> float:
+        """Training time so far."""
+        return time.perf_counter() - self._started - self._apart
+
+    def __call__(self, step: int, *, last: bool, phase: str | None) -> None:
+        if self._observe is None or not (phase or last or step % self._every == 0):
+            return
+        began = time.perf_counter()
+        model = policy(self._trainer)
+        if broken := [name for name, tensor in trainable(model).items() if not torch.isfinite(tensor).all()]:
+            raise RunFailed(
+                f"the weights are not finite after step {step} ({len(broken)} tensors, {broken[0]!r} first)"
+            )
+        resets = any("between" in method.acts for method in self._attached.methods)
+        since = self._attached.steps_since_reset if resets else None
+        with undisturbed(model, self._trainer.processing_class):
+            self._observe(Moment(step, phase, since, model))  # type: ignore[arg-type]
+        self._apart += time.perf_counter() - began
+
+
+@contextmanager
+def _finite_loss(trainer: Trainer) -> Iterator[None]:
+    """Stops the run at the first loss that is not finite, before it reaches the weights.
+
+    The trainer's own filter (`logging_nan_inf_filter`) would hide it and train on; its test costs what ours costs.
+    """
+    inner = trainer.training_step
+
+    def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = inner(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise RunFailed(f"the loss is {loss.item()} at step {trainer.state.global_step + 1}; lower learning_rate")
+        return loss
+
+    trainer.training_step = training_step  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del trainer.training_step

@@ -1,0 +1,122 @@
+"""Building one run's trainer: policy and reference from the task's initial model, the arguments, the data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..checkpoints import load_model, load_tokenizer, no_bars
+from ..errors import DataError, RunFailed, SpecError, require
+from ..method import Context, Method
+from .algorithms import Algorithm, algorithm
+from .arguments import check_arguments, to_config
+from .attach import policy
+from .data import as_reward_function, check_preferences, check_prompts
+from .defaults import LARGE, machine_defaults, no_telemetry
+from .task import Task
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+def make_trainer(
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    task: Task,
+    seed: int,
+    output_dir: str | Path,
+    methods: Sequence[Method] = (),
+) -> Trainer:
+    """Builds TRL's trainer for one run, ready for `attach` and `train`.
+
+    Policy and reference are loaded here from ``task.initial`` in float32: TRL would load its reference in the dtype of
+    the file, and bfloat16 weights hardly move at the learning rates of alignment.
+
+    Args:
+        name: The algorithm, a row of `ALGORITHMS`.
+        arguments: Go before the task's own, which go before the algorithm's and the machine's.
+        task: Models, data and reward.
+        seed: Of data order, sampling and generation.
+        output_dir: Where the trainer may write; it does so only for its resume state.
+        methods: The run's methods. Here they only give arguments to the algorithm and are checked; those that act in
+            training are joined by `attach`.
+    Raises:
+        SpecError: An argument that is unknown or out of range, sizes that do not divide.
+        DataError: Preferences or prompts that cannot be used.
+        Unsupported: A method that cannot work with this algorithm.
+    """
+    row = algorithm(name)
+    chosen = _arguments(row, arguments, task, methods)
+    context = Context(row.name, chosen["max_steps"], has_pretrained=task.pretrained is not None)
+    for method in methods:
+        method.check(context)
+    model, tokenizer = load_model(task.initial), load_tokenizer(task.initial)
+    if model.num_parameters() >= LARGE:
+        chosen.setdefault("activation_checkpointing", True)
+    config = _config(row, {**machine_defaults(), **chosen}, seed, output_dir)
+    if row.name == "grpo" and config.beta == 0:
+        warnings.warn("grpo with beta 0: drift from the initial model is not part of training", stacklevel=2)
+    require("datasets", extra="train")  # loaded before its bars can be switched off
+    with no_bars():
+        trainer = _build(row, config, task, model, tokenizer)
+    _check_reference(trainer, task)
+    _remove_printer(trainer)
+    return trainer
+
+
+def _arguments(row: Algorithm, arguments: Mapping[str, Any], task: Task, methods: Sequence[Method]) -> dict[str, Any]:
+    merged = {**row.defaults, **task.arguments.get(row.name, {}), **arguments}
+    for method in methods:
+        merged.update(method.arguments())
+    return check_arguments(row.name, merged)
+
+
+def _config(row: Algorithm, arguments: Mapping[str, Any], seed: int, output_dir: str | Path) -> Any:
+    no_telemetry()
+    values = to_config(row, arguments)
+    try:
+        return row.config_class()(output_dir=str(output_dir), seed=seed, data_seed=seed, **values)
+    except (ValueError, TypeError) as error:  # what TRL itself refuses: unknown names of schedules, combinations
+        raise SpecError(f"algorithm {row.name}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _build(row: Algorithm, config: Any, task: Task, model: nn.Module, tokenizer: Any) -> Trainer:
+    datasets = require("datasets", extra="train")
+    build = row.trainer_class()
+    if not row.on_policy:
+        data = datasets.Dataset.from_list(check_preferences(task.preferences))
+        reference = load_model(task.initial)
+        return build(model, reference, args=config, train_dataset=data, processing_class=tokenizer)
+    if task.reward is None:
+        raise DataError(f"{row.name} needs a reward; the task has none")
+    rows = check_prompts(task.prompts, needed=config.generation_batch_size // config.num_generations)
+    # the wrapper needs the trainer for the step's number, and the trainer needs the wrapper first
+    built: list[Trainer] = []
+    reward = as_reward_function(task.reward, lambda: built[0].state.global_step + 1)
+    data = datasets.Dataset.from_list(rows)
+    built.append(build(model, reward, args=config, train_dataset=data, processing_class=tokenizer))
+    return built[0]
+
+
+def _check_reference(trainer: Trainer, task: Task) -> None:
+    """The reference must be the initial model to the bit, or drift would be held against something else."""
+    reference = getattr(trainer, "ref_model", None)
+    if reference is None:
+        return
+    ours = dict(trainer.accelerator.unwrap_model(reference).named_parameters())
+    for name, parameter in policy(trainer).named_parameters():
+        if name not in ours or ours[name].dtype != parameter.dtype or not torch.equal(ours[name], parameter):
+            raise RunFailed(f"the reference differs from {task.initial} at {name!r} before the first step")
+
+
+def _remove_printer(trainer: Trainer) -> None:
+    """Without a progress bar, transformers prints every log line; library code does not print."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)

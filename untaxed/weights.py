@@ -1,0 +1,108 @@
+"""Algebra on named tensors: compare, copy, swap. Knows no trainer and no file.
+
+A tensor that is sharded over processes (a DTensor) is handled through its local shard, so nothing here communicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .errors import nearest
+from .method import Weights
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lies in this process: its shard, or the tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def trainable(module: nn.Module) -> dict[str, Tensor]:
+    """The local part of every trainable parameter by its full name; tied parameters once.
+
+    Asked anew at every use: FSDP2 replaces parameter objects, so identity is the name.
+    """
+    return {name: local(parameter.detach()) for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """Float32 copies of the trainable parameters (local shards), for averages that must not lose small updates."""
+    return {name: tensor.to(torch.float32, copy=True) for name, tensor in trainable(module).items()}
+
+
+def check_same(first: Weights, second: Weights, *, names: tuple[str, str] = ("initial", "aligned")) -> None:
+    """Raises `ValueError` that lists every name or shape in which two sets of weights differ.
+
+    Args:
+        first: Weights, name -> tensor.
+        second: Weights that must have the same names and shapes.
+        names: What the two are called in the message.
+    """
+    faults = [f"{name!r} is missing from {names[1]}{_close(name, second)}" for name in first if name not in second]
+    faults += [f"{name!r} is missing from {names[0]}{_close(name, first)}" for name in second if name not in first]
+    faults += [
+        f"{name!r} has shape {tuple(first[name].shape)} in {names[0]} and {tuple(second[name].shape)} in {names[1]}"
+        for name in first
+        if name in second and first[name].shape != second[name].shape
+    ]
+    if faults:
+        raise ValueError(f"{names[0]} and {names[1]} do not fit: " + "; ".join(faults))
+
+
+def _close(name: str, known: Weights) -> str:
+    guess = nearest(name, known).split("?")[0]
+    return f" ({guess.removeprefix('; ')}?)" if "did you mean" in guess else ""
+
+
+@torch.no_grad()
+def copy_into(module: nn.Module, weights: Weights) -> None:
+    """Writes weights into a module in place: parameter objects stay, so optimizers and wrappers stay valid.
+
+    Args:
+        module: Receives the values, cast to its own dtypes.
+        weights: Every parameter and persistent buffer by its `state_dict` name; of tied names one suffices.
+    Raises:
+        ValueError: A name is unknown or missing, a shape differs, or tied names are given different values.
+    """
+    targets = _targets(module)
+    given = {name: weights[name] for name in targets if name in weights}
+    owners = {_address(targets[name]): name for name in reversed(given)}  # the first name of each tensor
+    covered = {
+        name: weights[owners[_address(tensor)]] for name, tensor in targets.items() if _address(tensor) in owners
+    }
+    check_same({**covered, **weights}, targets, names=("weights", "the module"))
+    for name, value in given.items():
+        owner = owners[_address(targets[name])]
+        if owner != name and not torch.equal(value, weights[owner]):
+            raise ValueError(f"{owner!r} and {name!r} are tied in the module and differ in weights")
+        if owner == name:
+            local(targets[name]).copy_(local(value))
+
+
+@contextmanager
+def swapped(module: nn.Module, weights: Weights) -> Iterator[nn.Module]:
+    """Lends a module other weights and gives its own back, bit for bit, also when the block raises."""
+    own = {name: tensor.clone() for name, tensor in _targets(module).items()}
+    try:
+        copy_into(module, weights)
+        yield module
+    finally:
+        copy_into(module, own)
+
+
+def _targets(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _address(tensor: Tensor) -> tuple[object, ...]:
+    """What two names of one tensor share; an empty tensor has no address of its own and nothing to copy."""
+    part = local(tensor)
+    return (part.data_ptr(), tuple(part.shape), part.dtype) if part.numel() else (id(tensor),)
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """True when two sets of weights have the same names and are equal bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
