@@ -1,0 +1,144 @@
+"""What is chosen on validation, by hand."""
+
+import dataclasses
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_arms import ITEMS, MEASURES, facts, gentle_arm, plain_arm, point, setting, stopping_arm
+
+from untaxed.frontier import Arm, Facts, Setting, choose, left_out, retention
+
+
+def labels(choices, arm):
+    return {name: choice.setting for name, choice in choices.arms[arm].named.items()}
+
+
+def test_retention_by_hand():
+    # chance 0.25: (0.5 - 0.25) / (0.75 - 0.25) = 0.5
+    assert retention(0.5, 0.75, 0.25) == 0.5
+
+
+@given(st.floats(0.3, 1), st.floats(0, 0.29), st.floats(-1, 2))
+def test_retention_is_one_at_initial_zero_at_chance_and_linear(initial, chance, kept):
+    assert retention(initial, initial, chance) == 1
+    assert retention(chance, initial, chance) == 0
+    assert retention(chance + kept * (initial - chance), initial, chance) == pytest.approx(kept, abs=1e-9)
+
+
+def test_plain_ships_what_proxy_likes_best_and_stops_where_tax_is_least():
+    choices = choose([plain_arm(), stopping_arm()], facts())
+    # G = gold of step 30 = 0.7: q 0.5 needs 0.35, q 0.8 needs 0.56, q 0.95 needs 0.665; steps 20 and 30 have that,
+    # and of the two step 20 has less tax
+    expected = {"ship": "step 30", "last": "step 30", "q0.5": "step 20", "q0.8": "step 20", "q0.95": "step 20"}
+    assert labels(choices, "plain") == expected
+    assert labels(choices, "early_stopping") == expected
+    # step 10 keeps everything at 3/7 of the way, step 20 keeps 0.9 at more than all of it; step 30 is worse in both
+    assert choices.arms["plain"].area == ("step 10", "step 20")
+    assert choices.to_test == [("plain", "step 30"), ("plain", "step 20"), ("plain", "step 10")]
+
+
+def test_choices_look_at_validation_only():
+    trap = {"proxy": 9.0, "gold": 9.0, "facts": 0.8, "reading": 0.75}
+    arms = [plain_arm(test=trap), plain_arm(test=False), plain_arm()]
+    assert len({str(choose([arm], facts())) for arm in arms}) == 1
+
+
+def test_report_abilities_are_never_chosen_on():
+    other = gentle_arm()
+    worse = [setting("step 30", {"proxy": 0.85, "gold": 0.68, "facts": 0.6, "reading": 0.74, "sums": 0.5})]
+    arm = dataclasses.replace(other, settings=[*other.settings, *worse])
+    assert labels(choose([plain_arm(), arm], facts()), "gentle")["q0.95"] == "step 20"
+
+
+def test_never_got_there_says_how_far():
+    arm = Arm("weak", [], [setting("step 10", {"proxy": 0.2, "gold": 0.42})])
+    named = choose([plain_arm(), arm], facts()).arms["weak"].named
+    # 0.42 / 0.7 = 0.6
+    assert named["q0.5"].setting == "step 10"
+    assert (named["q0.8"].setting, named["q0.8"].how) == (
+        None,
+        "never got there: at most 0.60 of plain's gain on validation",
+    )
+
+
+def test_last_is_the_last_step_after_its_reset():
+    phases = [
+        Setting("step 30 before the reset", {}, {0: point(step=30, phase="before", proxy=2.0)}),
+        Setting("step 30 after the reset", {}, {0: point(step=30, phase="after", proxy=1.0)}),
+        Setting("step 20", {}, {0: point(step=20, proxy=3.0)}),
+    ]
+    named = labels(choose([Arm("reset", [], phases)], facts()), "reset")
+    assert named["last"] == "step 30 after the reset"
+    assert named["ship"] == "step 20"
+
+
+def test_settings_that_lost_a_seed_are_no_candidates():
+    lucky = setting("step 40", {"proxy": 5.0, "gold": 5.0}, seeds=(0, 1))
+    plain = plain_arm()
+    choices = choose([dataclasses.replace(plain, settings=[*plain.settings, lucky])], facts())
+    assert labels(choices, "plain")["ship"] == "step 30"
+
+
+def test_settings_with_a_number_missing_are_not_chosen():
+    broken = setting("step 40", {"proxy": float("nan"), "gold": 1.0, "facts": 0.8})
+    blind = setting("step 40", {"proxy": 0.1, "gold": 1.0, "facts": float("nan")})
+    plain = plain_arm()
+    for other in (broken, blind):
+        choices = choose([dataclasses.replace(plain, settings=[*plain.settings, other])], facts())
+        assert labels(choices, "plain")["ship"] == "step 30"
+    assert labels(choices, "plain")["q0.95"] == "step 20"
+
+
+def test_proxy_stands_in_where_gold_is_unknown():
+    without = [measure for measure in MEASURES if measure["name"] != "gold"]
+    named = labels(choose([plain_arm(), gentle_arm()], facts(without)), "gentle")
+    # G = 1.0 now, the gentle arm has 0.85
+    assert (named["q0.8"], named["q0.95"]) == ("step 20", None)
+
+
+@pytest.mark.parametrize(
+    ("arms", "about", "why"),
+    [
+        ([gentle_arm()], facts(), "no plain arm"),
+        ([Arm("plain", [], [], plain=True), gentle_arm()], facts(), "no finished runs"),
+        ([plain_arm(), gentle_arm()], facts(gold=0.9), "gained no reward on validation \\(0.900 to 0.700\\)"),
+        ([plain_arm(), gentle_arm()], facts(select=()), "no select ability"),
+        ([plain_arm(), gentle_arm()], facts(gold=float("nan")), "reward of initial"),
+        ([plain_arm(), gentle_arm()], facts(MEASURES[2:]), "no reward"),
+    ],
+)
+def test_no_reward_to_match_is_said(arms, about, why):
+    choice = choose(arms, about).arms["gentle"].named["q0.95"]
+    assert choice.setting is None
+    assert re.search(why, choice.how)
+
+
+def test_arms_without_finished_runs_are_no_crash():
+    choices = choose([plain_arm(), Arm("failed", [], [])], facts())
+    assert set(labels(choices, "failed").values()) == {None}
+    assert choices.arms["failed"].named["q0.95"].how == "no finished runs"
+
+
+def test_abilities_near_chance_are_left_out_with_the_reason():
+    # 40 items with standard deviation 0.2: a standard error of 0.03; reading at 0.30 is 0.05 above its chance of 0.25
+    about = facts(reading=0.30, noise=0.2)
+    assert list(left_out(about)) == ["reading"]
+    assert left_out(about)["reading"].startswith(
+        "initial is 0.050 above chance (0.250) on validation, less than 3 standard"
+    )
+    assert ITEMS == 40
+
+
+def test_abilities_near_chance_on_test_are_left_out_too():
+    assert "on test" in left_out(facts(noise=0.1, test={"reading": 0.25}))["reading"]
+
+
+def test_abilities_that_were_not_measured_are_left_out():
+    assert left_out(facts(sums=float("nan"))) == {"sums": "not measured at initial on validation"}
+
+
+def test_certain_scores_above_chance_are_measurable():
+    assert left_out(facts()) == {}
+    assert isinstance(facts(), Facts)

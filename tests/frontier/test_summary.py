@@ -1,0 +1,223 @@
+"""The numbers on test, by hand."""
+
+import dataclasses
+import json
+
+import pytest
+from made_arms import MEASURES, facts, gentle_arm, plain_arm, setting, stopping_arm
+
+from untaxed.errors import DataError
+from untaxed.frontier import Arm, choose, summarise
+
+
+def summary_of(*arms, about=None):
+    about = about or facts()
+    found = summarise(arms, about, choose(arms, about))
+    json.dumps(found, allow_nan=False)
+    return found
+
+
+def entry(summary, name):
+    return next(found for found in summary["arms"] if found["arm"] == name)
+
+
+@pytest.fixture(scope="module")
+def summary():
+    return summary_of(plain_arm(), stopping_arm(), gentle_arm(), gentle_arm("twin"))
+
+
+def test_tax_by_hand(summary):
+    tax = entry(summary, "plain")["tax"]
+    # step 30: facts 0.6 / 0.8 = 0.75, reading (0.5 - 0.25) / 0.5 = 0.5, mean 0.625
+    assert tax["ship"] == {
+        "mean": pytest.approx(0.375),
+        "low": pytest.approx(0.375),
+        "high": pytest.approx(0.375),
+        "n": 3,
+        "why": None,
+    }
+    assert tax["q0.95"] == {"mean": None, "low": None, "high": None, "n": 0, "why": "see early_stopping"}
+    # step 20: both 0.9
+    stopped = entry(summary, "early_stopping")["tax"]
+    assert stopped["q0.95"]["mean"] == pytest.approx(0.1)
+    assert stopped["ship"]["why"] == "see plain"
+    # facts 0.78 / 0.8 = 0.975, reading 0.98
+    assert entry(summary, "gentle")["tax"]["q0.95"]["mean"] == pytest.approx(0.0225)
+
+
+def test_beyond_early_stopping_is_positive_for_less_tax(summary):
+    gentle = entry(summary, "gentle")
+    assert gentle["beyond_early_stopping"]["mean"] == pytest.approx(0.1 - 0.0225)
+    assert gentle["against_early_stopping"] == {"better": 3, "seeds": 3, "p": 0.0, "p_holm": 0.0}
+    assert entry(summary, "early_stopping")["beyond_early_stopping"]["why"] == "it is what the others are compared with"
+
+
+def test_recovered_by_hand(summary):
+    # report tax: plain ships at sums 0.25 / 0.5 -> 0.5; gentle 0.45 / 0.5 -> 0.1; early stopping 0.4 / 0.5 -> 0.2
+    assert entry(summary, "gentle")["recovered"]["mean"] == pytest.approx(1 - 0.1 / 0.5)
+    assert entry(summary, "early_stopping")["recovered"]["mean"] == pytest.approx(1 - 0.2 / 0.5)
+    assert entry(summary, "plain")["recovered"]["why"] == "see early_stopping"
+    assert entry(summary, "plain")["report_tax"]["ship"]["mean"] == pytest.approx(0.5)
+
+
+def test_area_by_hand(summary):
+    # gentle: one setting, share 0.68 / 0.7, retention 0.9775
+    assert entry(summary, "gentle")["area"]["mean"] == pytest.approx(0.68 / 0.7 * 0.9775)
+    # plain's checkpoints: all of it up to 3/7, then 0.9
+    assert entry(summary, "early_stopping")["area"]["mean"] == pytest.approx(3 / 7 + (1 - 3 / 7) * 0.9)
+
+
+def test_what_an_arm_is_shown_at(summary):
+    gentle, plain = entry(summary, "gentle"), entry(summary, "plain")
+    assert gentle["shown"] == {"choice": "q0.95", "setting": "step 20"}
+    assert plain["shown"] == {"choice": "ship", "setting": "step 30"}
+    assert plain["reward"]["gold"]["mean"] == pytest.approx(0.7)
+    assert plain["share"]["mean"] == pytest.approx(1)
+    assert plain["abilities"]["reading"]["loss"]["mean"] == pytest.approx(0.25)
+    assert plain["abilities"]["reading"]["retention"]["mean"] == pytest.approx(0.5)
+    assert plain["drift"]["forward_kl"]["mean"] == 0
+    assert (plain["runs"], plain["settings"], plain["seconds"]["mean"]) == (3, 3, pytest.approx(11))
+    assert entry(summary, "early_stopping")["seconds"]["why"] == "no run of its own"
+
+
+def test_points_have_one_owner(summary):
+    roles = {
+        name: {p["setting"]: p["chosen_as"] for p in entry(summary, name)["points"]}
+        for name in ("plain", "early_stopping")
+    }
+    assert roles["plain"] == {"step 30": ["ship", "last"]}
+    assert roles["early_stopping"] == {"step 20": ["q0.5", "q0.8", "q0.95", "area"], "step 10": ["area"]}
+
+
+def test_initial_stands_beside(summary):
+    facts_ability = summary["initial"]["abilities"]["facts"]
+    assert (facts_ability["mean"], facts_ability["why"]) == (pytest.approx(0.8), "items only")
+    assert summary["gain"]["mean"] == pytest.approx(0.7)
+    assert (summary["seeds"], summary["reward"]) == (3, "gold")
+
+
+def test_verdict_names_the_best_and_how_many_beat(summary):
+    assert summary["verdict"] == (
+        "gentle beats early stopping at matched reward 0.95: its tax is 0.077 lower (95 % interval 0.077 to 0.077; "
+        "in 3 of 3 seeds); 2 of 2 arms beat it."
+    )
+    assert summary["caveats"] == [
+        "Plain alignment, shipped at its highest proxy reward, pays a tax of 0.375 (95 % interval 0.375 to 0.375).",
+        "2 arms were compared with early stopping; after Holm's correction for that number, "
+        "still clear of zero: gentle, twin.",
+    ]
+
+
+def test_intervals_come_from_the_seeds():
+    # seeds at -0.05, 0, +0.05 in facts alone: tax moves by 0.05 / 0.8 / 2 = 0.03125 a step, s = 0.03125
+    arm = gentle_arm(spread=0.05, shift=dict.fromkeys(["proxy", "gold", "reading", "sums"], 0))
+    tax = entry(summary_of(plain_arm(), arm), "gentle")["tax"]["q0.95"]
+    # half-width t(0.975, 2) s / sqrt(3) = 4.302653 * 0.03125 / 1.732051 = 0.077630
+    assert tax["high"] - tax["mean"] == pytest.approx(0.077630, abs=1e-6)
+
+
+def test_item_noise_widens_intervals_and_that_of_initial_counts():
+    def half(**noise):
+        number = entry(summary_of(plain_arm(), gentle_arm(), about=facts(**noise)), "gentle")["tax"]["q0.95"]
+        return number["high"] - number["low"]
+
+    assert half() == pytest.approx(0, abs=1e-12)
+    assert half(noise=0.1) > 0.01
+
+
+def test_nothing_beats_early_stopping():
+    stopped = {"proxy": 0.9, "gold": 0.8, "facts": 0.71, "reading": 0.70, "sums": 0.4}
+    same = Arm("same", [], [setting("step 20", stopped, spread=0.02)])
+    assert summary_of(plain_arm(), stopping_arm(), same)["verdict"] == (
+        # facts 0.71 / 0.8 = 0.8875: tax 0.10625 against 0.1. A seed moves it by 0.02 (1 / 0.8 + 1 / 0.5) / 2 = 0.0325,
+        # half-width 4.302653 * 0.0325 / sqrt(3) = 0.080734: from -0.074484 to 0.086984
+        "Nothing beats early stopping at matched reward 0.95: the only arm compared, same, has a tax 0.006 higher "
+        "(95 % interval −0.074 to 0.087, which includes no difference)."
+    )
+
+
+def test_pairs_are_the_seeds_that_both_have():
+    arm = gentle_arm(seeds=(1, 2, 7))
+    found = entry(summary_of(plain_arm(), arm), "gentle")
+    assert found["tax"]["q0.95"]["n"] == 3
+    assert (found["beyond_early_stopping"]["n"], found["beyond_early_stopping"]["why"]) == (2, "items only, 2 seeds")
+
+
+def test_no_common_seed_is_null_with_the_reason():
+    found = summary_of(plain_arm(), gentle_arm(seeds=(7, 8, 9)))
+    assert entry(found, "gentle")["beyond_early_stopping"]["why"] == "not measured on test"
+    assert found["verdict"].startswith("No verdict: no arm can be compared with early stopping at matched reward 0.95")
+
+
+def test_points_whose_weights_are_gone_are_null_with_the_reason():
+    found = summary_of(plain_arm(), gentle_arm(test=False))
+    gentle = entry(found, "gentle")
+    for number in (gentle["tax"]["q0.95"], gentle["recovered"], gentle["area"], gentle["reward"]["gold"]):
+        assert (number["mean"], number["why"]) == (None, "not measured on test")
+
+
+def test_plain_untested_is_no_verdict():
+    found = summary_of(plain_arm(test=False), gentle_arm())
+    assert found["verdict"] == "No verdict: plain's shipping point was not measured on test."
+    assert entry(found, "gentle")["tax"]["q0.95"]["why"] == "plain's shipping point was not measured on test"
+    assert entry(found, "gentle")["tax"]["ship"]["mean"] is not None
+
+
+def test_gain_that_is_not_clear_matches_nothing():
+    found = summary_of(plain_arm(spread=0.9), gentle_arm())
+    assert found["verdict"].startswith(
+        "No verdict: plain alignment's reward gain is not clear of zero (0.700, 95 % interval"
+    )
+    assert entry(found, "gentle")["area"]["why"] == "plain's reward gain is not clear of 0"
+    assert entry(found, "gentle")["recovered"]["why"] == "plain's reward gain is not clear of 0"
+
+
+def test_no_tax_to_recover():
+    numbers = {"proxy": 1.0, "gold": 0.7, "sums": 0.5}
+    free = Arm("plain", [], [setting("step 30", numbers)], plain=True)
+    assert entry(summary_of(free, gentle_arm()), "gentle")["recovered"]["why"] == "no tax to recover"
+    better = Arm("plain", [], [setting("step 30", {**numbers, "sums": 0.6})], plain=True)
+    assert entry(summary_of(better, gentle_arm()), "gentle")["recovered"]["why"] == "no tax to recover"
+
+
+def test_studies_without_a_plain_arm_or_without_rewards_still_have_numbers():
+    found = summary_of(gentle_arm())
+    assert found["verdict"] == "No verdict: there is no plain arm."
+    assert entry(found, "gentle")["tax"]["ship"]["mean"] == pytest.approx(0.0225)
+    assert summary_of(plain_arm(), gentle_arm(), about=facts(MEASURES[2:]))["reward"] is None
+
+
+def test_failed_arms_are_listed_as_not_compared():
+    found = summary_of(plain_arm(), gentle_arm(), Arm("broken", [], []))
+    assert "Not compared: broken: no finished runs." in found["caveats"]
+    assert entry(found, "broken")["shown"] == {"choice": None, "setting": None}
+
+
+def test_left_out_abilities_are_in_no_tax():
+    found = summary_of(plain_arm(), gentle_arm(), about=facts(reading=0.25))
+    assert [left["ability"] for left in found["left_out"]] == ["reading"]
+    assert entry(found, "gentle")["tax"]["ship"]["mean"] == pytest.approx(0.025)
+    assert entry(found, "gentle")["abilities"]["reading"]["retention"]["why"].startswith("left out")
+
+
+def test_one_seed_says_items_only():
+    found = summary_of(
+        *(
+            dataclasses.replace(
+                arm, settings=[dataclasses.replace(one, points={0: one.points[0]}) for one in arm.settings]
+            )
+            for arm in (plain_arm(), gentle_arm())
+        ),
+        about=facts(seeds=(0,)),
+    )
+    assert entry(found, "gentle")["tax"]["q0.95"]["why"] == "items only, 1 seed"
+    assert found["caveats"][-1].startswith("With 1 seed the intervals cover the noise of the test items only")
+
+
+def test_other_items_than_initial_are_refused():
+    arm = gentle_arm()
+    for point in arm.settings[0].points.values():
+        whole = point.scores
+        object.__setattr__(point, "scores", lambda split, key, whole=whole: whole(split, key)[:-1])
+    with pytest.raises(DataError, match=r"39 test items at seed 0, point 'step-20', but 40 at initial"):
+        summary_of(plain_arm(), arm)
