@@ -27,8 +27,7 @@ def forward_kl(name: str = "forward_kl") -> Measure:
     """
 
     def score(subject: Subject, split: Split) -> Scores:
-        initial = subject.initial
-        return _token_sums(initial, split, lambda batch: _kl(initial.logits(batch), subject.logits(batch)))
+        return _token_sums(subject.initial, split, lambda batch, initial: _kl(initial, subject.logits(batch)))
 
     return Measure("drift", name, "token_mean", score, unit="nats a token")
 
@@ -40,7 +39,7 @@ def reverse_kl(name: str = "reverse_kl") -> Measure:
     """
 
     def score(subject: Subject, split: Split) -> Scores:
-        return _token_sums(subject, split, lambda batch: _kl(subject.logits(batch), subject.initial.logits(batch)))
+        return _token_sums(subject, split, lambda batch, policy: _kl(policy, subject.initial.logits(batch)))
 
     return Measure("drift", name, "token_mean", score, unit="nats a token")
 
@@ -50,7 +49,7 @@ def entropy(name: str = "entropy") -> Measure:
 
     def score(subject: Subject, split: Split) -> Scores:
         return _token_sums(
-            subject, split, lambda batch: torch.cat([divergence.entropy(p) for (p,) in pieces(subject.logits(batch))])
+            subject, split, lambda _, policy: torch.cat([divergence.entropy(part) for (part,) in pieces(policy)])
         )
 
     return Measure("drift", name, "token_mean", score, unit="nats a token")
@@ -83,8 +82,8 @@ def perplexity(name: str, texts: Mapping[Split, Sequence[str]], *, max_tokens: i
 
     def score(subject: Subject, split: Split) -> Scores:
         def encoded(tokenizer: Any) -> list[Scored]:
-            named = ((f"{name} {split} text {at}", text) for at, text in enumerate(texts[split]))
-            return [_text(tokenizer, text, max_tokens, where) for where, text in named]
+            ids = encode(tokenizer, texts[split])
+            return [_text(one[:max_tokens], f"{name} {split} text {at}") for at, one in enumerate(ids)]
 
         sums = np.zeros((len(texts[split]), 2))
         for batch in subject.remembered(memory, split, encoded):
@@ -97,18 +96,17 @@ def perplexity(name: str, texts: Mapping[Split, Sequence[str]], *, max_tokens: i
     return Measure("drift", name, "perplexity", score, unit="perplexity")
 
 
-def _text(tokenizer: Any, text: str, max_tokens: int | None, where: str) -> Scored:
-    ids = encode(tokenizer, text)[:max_tokens]
+def _text(ids: list[int], where: str) -> Scored:
     if len(ids) < 2:
         raise DataError(f"{where}: expected at least two tokens, got {len(ids)}")
     return Scored(tuple(ids), 1, where)
 
 
-def _token_sums(subject: Subject, split: Split, values: Callable[[Batch], Tensor]) -> Scores:
-    """Sum and count, for every sample of `subject`, of a value computed for each of its tokens."""
-    sums = np.zeros((len(subject.completions(split).texts), 2))
-    for batch in subject.sample_batches(split):
-        sums += totals(values(batch), batch.owners, len(sums))
+def _token_sums(writer: Subject, split: Split, values: Callable[[Batch, Tensor], Tensor]) -> Scores:
+    """Sum and count, for every sample of `writer`, of a value a token, from a batch and the logits."""
+    sums = np.zeros((len(writer.completions(split).texts), 2))
+    for batch, logits in writer.read_samples(split):
+        sums += totals(values(batch, logits), batch.owners, len(sums))
     return sums
 
 

@@ -14,32 +14,46 @@ from .suite import Scores
 
 
 def logits_at(model: Any, batch: Batch) -> Tensor:
-    """The logits at the scored places of a batch, ``(scored, vocabulary)``.
-
-    The output layer is most of a small model's work, so it is given the scored hidden states only: a hook before it
-    picks them. What an architecture does to its logits afterwards (scaling, soft-capping) stays as it is, and a model
-    without such a layer computes all logits, of which the scored ones are read.
-    """
+    """The logits at the scored places of a batch, ``(scored, vocabulary)``."""
     device = next(model.parameters()).device
-    rows, columns = batch.rows.to(device), batch.columns.to(device)
     mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
+    inputs = {"input_ids": batch.input_ids.to(device), "attention_mask": mask, "use_cache": False}
+    return read(model, batch.rows.to(device), batch.columns.to(device), **inputs)[0]
+
+
+def read(model: Any, rows: Tensor, columns: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
+    """Runs the model and reads its logits at some places only.
+
+    The output layer is much of a small model's work and of any model's memory, so it is given the hidden states of
+    those places only: a hook before it picks them. What an architecture does to its logits afterwards (scaling,
+    soft-capping) stays as it is. A model without such a layer computes all logits, of which those are taken.
+
+    Args:
+        model: A causal language model of transformers.
+        rows: ``(places,)``.
+        columns: ``(places,)``, positions in the row; -1 is the last.
+        inputs: The model's, ``input_ids`` ``(rows, length)`` among them.
+    Returns:
+        The logits ``(places, vocabulary)`` and the model's whole output.
+    """
+    shape = inputs["input_ids"].shape
     picked = False
 
     def pick(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         nonlocal picked
-        if not args or args[0].shape[:2] != batch.input_ids.shape:
+        if not args or args[0].shape[:2] != shape:
             return None
         picked = True
-        return (args[0][rows, columns].unsqueeze(0), *args[1:])
+        return (args[0][rows.to(args[0].device), columns.to(args[0].device)].unsqueeze(0), *args[1:])
 
     layer = model.get_output_embeddings()
     hook = None if layer is None else layer.register_forward_pre_hook(pick)
     try:
-        logits: Tensor = model(input_ids=batch.input_ids.to(device), attention_mask=mask, use_cache=False).logits
+        output = model(**inputs)
     finally:
         if hook is not None:
             hook.remove()
-    return logits[0] if picked else logits[rows, columns]
+    return (output.logits[0] if picked else output.logits[rows, columns]), output
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .encoding import Scored, context_length, encode, opening
+from .encoding import Scored, context_length, encode_prompts
+from .forward import read
 from .suite import Sampling
 
 
@@ -50,7 +51,7 @@ def sample(model: Any, tokenizer: Any, prompts: Sequence[str], sampling: Samplin
     Raises:
         DataError: No prompt, or prompt and completion do not fit into the model's context.
     """
-    ids = [encode(tokenizer, prompt) or opening(tokenizer) for prompt in prompts]
+    ids = encode_prompts(tokenizer, prompts)
     _check(ids, context_length(model), sampling)
     generator = torch.Generator().manual_seed(sampling.seed)
     uniform = torch.rand(len(ids), sampling.max_new_tokens, generator=generator, dtype=torch.float64)
@@ -83,24 +84,24 @@ def _draw(model: Any, prompts: list[list[int]], uniform: Tensor, temperature: fl
     """Draws for one batch, ``(items, steps)``; -1 after the end-of-text token."""
     device = next(model.parameters()).device
     longest = max(map(len, prompts))
-    read = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts], device=device)
+    new = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    rows = torch.arange(len(prompts), device=device)
     uniform = uniform.to(device)
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)
     cache, drawn = None, []
     for step in range(uniform.shape[1]):
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -read.shape[1] :]
-        output = model(
-            input_ids=read, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        inputs = {"input_ids": new, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        logits, output = read(model, rows, torch.full_like(rows, -1), use_cache=True, **inputs)
         cache = output.past_key_values
-        token = invert(output.logits[:, -1], uniform[:, step], temperature)
+        token = invert(logits, uniform[:, step], temperature)
         drawn.append(torch.where(going, token, -1))
         going = going & (token != eos) if eos is not None else going
         if not going.any():
             break
-        read = token.unsqueeze(1)
-        mask = torch.cat([mask, torch.ones_like(read)], dim=1)
+        new = token.unsqueeze(1)
+        mask = torch.cat([mask, torch.ones_like(new)], dim=1)
     return torch.stack(drawn, dim=1).cpu()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .encoding import Batch, Remembered, Scored, batches, context_length
+from .encoding import LOGIT_ENTRIES, Batch, Remembered, Scored, batches, context_length
 from .forward import logits_at
 from .sampling import Completions, sample
 from .suite import Split, Suite
@@ -31,6 +31,7 @@ class Subject:
         self.initial = self if initial is None else initial
         self._completions: dict[Split, Completions] = {}
         self._sample_batches: dict[Split, list[Batch]] = {}
+        self._sample_logits: dict[Split, list[Tensor]] = {}
 
     @property
     def vocabulary(self) -> int:
@@ -38,7 +39,7 @@ class Subject:
         layer = self.model.get_output_embeddings()
         return int(layer.weight.shape[0] if layer is not None else self.model.config.vocab_size)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: a buffer that a model renews in its forward must stay usable in training
     def logits(self, batch: Batch) -> Tensor:
         """The logits at the batch's scored places, ``(scored, vocabulary)``."""
         return logits_at(self.model, batch)
@@ -48,14 +49,20 @@ class Subject:
         """How many tokens the model can read, where its config says."""
         return context_length(self.model)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
     def batches(self, items: Sequence[Scored]) -> list[Batch]:
         """The items in batches that fit this model; an item longer than its context is a `DataError`."""
-        return batches(items, vocabulary=self.vocabulary, limit=self.context)
+        return batches(items, vocabulary=self.vocabulary, limit=self.context, device=self.device.type)
 
-    def remembered(self, memory: Remembered, split: Split, encode: Callable[[Any], list[Scored]]) -> list[Batch]:
-        """The batches of a measure's items, encoded once per tokenizer, vocabulary, context and split."""
-        key = (split, self.vocabulary, self.context)
-        return memory.get(self.tokenizer, key, lambda: self.batches(encode(self.tokenizer)))
+    def remembered(self, memory: Remembered, split: Split, encoded: Callable[[Any], list[Scored]]) -> list[Batch]:
+        """The batches of a measure's items, encoded once per tokenizer, kind of model and split."""
+        key = (split, self.vocabulary, self.context, self.device.type)
+        return memory.get(self.tokenizer, key, lambda: self.batches(encoded(self.tokenizer)))
 
     def completions(self, split: Split) -> Completions:
         """What the model writes after the suite's prompts; drawn once, always with the suite's seed."""
@@ -64,8 +71,18 @@ class Subject:
             self._completions[split] = sample(self.model, self.tokenizer, prompts, self.suite.sampling)
         return self._completions[split]
 
-    def sample_batches(self, split: Split) -> list[Batch]:
-        """The completions in batches, every drawn token to be scored."""
+    def read_samples(self, split: Split) -> Iterator[tuple[Batch, Tensor]]:
+        """Batches of the completions, every drawn token scored, with this model's logits there.
+
+        Few logits are kept, since drift asks for them again with every model; many are computed anew each time.
+        """
         if split not in self._sample_batches:
             self._sample_batches[split] = self.batches(self.completions(split).scored())
-        return self._sample_batches[split]
+        batches = self._sample_batches[split]
+        scored = sum(len(batch.targets) for batch in batches)
+        if scored * self.vocabulary > LOGIT_ENTRIES:
+            yield from ((batch, self.logits(batch)) for batch in batches)
+            return
+        if split not in self._sample_logits:
+            self._sample_logits[split] = [self.logits(batch) for batch in batches]
+        yield from zip(batches, self._sample_logits[split], strict=True)

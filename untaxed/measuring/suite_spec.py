@@ -1,0 +1,232 @@
+"""What is measured, as written in a study's ``measure:`` section or in a suite file, and how it becomes a `Suite`.
+
+    reward: {proxy: vader, gold: {text_classifier: {rows: {path: reviews.jsonl.gz}}}}
+    abilities:
+      select:
+        - {name: piqa, kind: multiple_choice, rows: {…, columns: {prompt: goal, answer: label}}, choices: [sol1, sol2]}
+      report:
+        - {name: capitals, kind: exact_match, rows: {path: capitals.csv}, template: "The capital of {country} is"}
+    drift: [forward_kl, {perplexity: {name: wikitext, rows: {path: wiki.txt}, limit: 100}}]
+    every: 20
+
+Rows are divided into validation and test by a hash, so that the same row is in the same part everywhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ..errors import DataError
+from ..rows import Row, RowsSource, subset
+from .abilities import Choice, Item, exact_match, multiple_choice
+from .drift import entropy, forward_kl, length, perplexity, reverse_kl
+from .reward_sources import TextClassifier, Vader, imported
+from .rewards import reward
+from .suite import SPLITS, Measure, Reward, Sampling, Split, Suite
+from .suite_items import AbilitySpec, field_of, items_of, located, rows_by_split
+
+DRIFT: Mapping[str, Callable[[], Measure]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "entropy": entropy,
+    "length": length,
+}
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassifierSpec(_Spec):
+    """A reward fitted on labelled texts: see `untaxed.measuring.reward_sources.TextClassifier`.
+
+    Attributes:
+        rows: Labelled rows.
+        text: Their field with the text.
+        label: Their field with the label.
+        positive: The label that is rewarded.
+    """
+
+    rows: RowsSource
+    text: str = "text"
+    label: str = "label"
+    positive: int | str = 1
+
+
+class ClassifierReward(_Spec):
+    """``{text_classifier: …}``."""
+
+    text_classifier: ClassifierSpec
+
+
+class RewardSpec(_Spec):
+    """The rewards: ``module:function``, ``vader`` or ``{text_classifier: …}`` each.
+
+    Attributes:
+        proxy: What alignment maximises.
+        gold: What it should have maximised, where that is known.
+    """
+
+    proxy: str | ClassifierReward
+    gold: str | ClassifierReward | None = None
+
+    @field_validator("proxy", "gold")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "vader" and not all(value.partition(":")):
+            raise ValueError(f"expected `vader`, `module:function` or `text_classifier: …`, got {value!r}")
+        return value
+
+
+class AbilitiesSpec(_Spec):
+    """The abilities.
+
+    Attributes:
+        select: What choices may look at.
+        report: What is shown and never chosen on.
+    """
+
+    select: list[AbilitySpec] = Field(min_length=1)
+    report: list[AbilitySpec] = []
+
+
+class TextsSpec(_Spec):
+    """Texts for perplexity.
+
+    Attributes:
+        name: The measure's name in results.
+        rows: Rows with a field ``text``.
+        limit: At most so many texts a split.
+        max_tokens: Only so many tokens of each text are read; None reads all of a text that fits into the context.
+    """
+
+    name: str = Field(default="perplexity", pattern=r"^[\w-]+$")
+    rows: RowsSource
+    limit: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=2)
+
+
+class PerplexitySpec(_Spec):
+    """``{perplexity: …}``."""
+
+    perplexity: TextsSpec
+
+
+class SuiteSpec(_Spec):
+    """Everything that is measured, and when.
+
+    Attributes:
+        reward: The rewards; a single one is the proxy.
+        abilities: The tasks.
+        drift: Distances from `initial`.
+        every: Steps between two measurements.
+        samples: At most so many prompts a split are sampled from.
+        max_new_tokens: Tokens a sample.
+        temperature: Of sampling; 1 is the model's own distribution.
+        batch_size: Samples drawn at once.
+        seed: Of sampling.
+    """
+
+    reward: RewardSpec
+    abilities: AbilitiesSpec
+    drift: list[Literal["forward_kl", "reverse_kl", "entropy", "length"] | PerplexitySpec] = ["forward_kl"]
+    every: int = Field(default=20, ge=1)
+    samples: int | None = Field(default=256, ge=1)
+    max_new_tokens: int = Field(default=24, ge=1)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    batch_size: int = Field(default=64, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _single_is_proxy(cls, value: Any) -> Any:
+        single = isinstance(value, str) or (isinstance(value, Mapping) and "text_classifier" in value)
+        return {"proxy": value} if single else value
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> SuiteSpec:
+        abilities = Counter(one.name for one in (*self.abilities.select, *self.abilities.report))
+        drift = Counter(one if isinstance(one, str) else one.perplexity.name for one in self.drift)
+        for group, names in (("abilities", abilities), ("drift", drift)):
+            for name, count in names.items():
+                if count > 1:
+                    raise ValueError(f"{group}: the name {name!r} stands {count} times; give each its own")
+        return self
+
+
+def build_rewards(spec: SuiteSpec, *, directory: Path) -> dict[str, Reward]:
+    """The rewards by name, ``proxy`` and, where the spec has one, ``gold``.
+
+    Args:
+        spec: The suite's spec.
+        directory: Where the spec stands: modules and files there are found.
+    """
+    entries = {"proxy": spec.reward.proxy, "gold": spec.reward.gold}
+    return {name: _reward(entry, directory) for name, entry in entries.items() if entry is not None}
+
+
+def _reward(entry: str | ClassifierReward, directory: Path) -> Reward:
+    if isinstance(entry, ClassifierReward):
+        settings = entry.text_classifier
+        rows = located(settings.rows, directory)
+        return TextClassifier(rows, text=settings.text, label=settings.label, positive=settings.positive)
+    return Vader() if entry == "vader" else imported(entry, directory)
+
+
+def build_suite(
+    spec: SuiteSpec, *, prompts: Mapping[Split, Sequence[str]], rewards: Mapping[str, Reward], directory: Path
+) -> Suite:
+    """Reads the items and puts the suite together.
+
+    Args:
+        spec: What is measured.
+        prompts: What rewards and drift sample from, by split.
+        rewards: From `build_rewards`.
+        directory: Where the spec stands: relative paths of rows start there.
+    Raises:
+        DataError: Rows cannot be read or used; file and row are named.
+    """
+    select = [_ability(one, directory) for one in spec.abilities.select]
+    report = [_ability(one, directory) for one in spec.abilities.report]
+    return Suite(
+        measures=(
+            *(reward(name, fn) for name, fn in rewards.items()),
+            *select,
+            *report,
+            *(DRIFT[one]() if isinstance(one, str) else _perplexity(one, directory) for one in spec.drift),
+        ),
+        select=tuple(one.name for one in select),
+        report=tuple(one.name for one in report),
+        prompts={split: _some(prompts[split], spec.samples, split) for split in SPLITS},
+        sampling=Sampling(spec.max_new_tokens, spec.temperature, spec.batch_size, spec.seed),
+    )
+
+
+def _ability(spec: AbilitySpec, directory: Path) -> Measure:
+    items = items_of(spec, directory)
+    if spec.kind == "exact_match":
+        return exact_match(spec.name, cast(Mapping[Split, Sequence[Item]], items), eos=spec.eos)
+    normalise = None if spec.normalise == "none" else spec.normalise
+    return multiple_choice(spec.name, cast(Mapping[Split, Sequence[Choice]], items), normalise=normalise)
+
+
+def _perplexity(spec: PerplexitySpec, directory: Path) -> Measure:
+    def check(row: Row) -> None:
+        if not str(field_of(row, "text")).strip():
+            raise ValueError("the text is empty")
+
+    texts = spec.perplexity
+    parts = rows_by_split(texts.rows, directory, check, "text", texts.limit)
+    by_split = {split: [str(row["text"]) for row in rows] for split, rows in parts.items()}
+    return perplexity(texts.name, by_split, max_tokens=texts.max_tokens)
+
+
+def _some(prompts: Sequence[str], limit: int | None, split: Split) -> tuple[str, ...]:
+    if not prompts:
+        raise DataError(f"there are no {split} prompts to sample from")
+    return tuple(row["prompt"] for row in subset([{"prompt": prompt} for prompt in prompts], limit))
