@@ -5,13 +5,13 @@ A tensor that is sharded over processes (a DTensor) is handled through its local
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from .errors import nearest
 from .method import Weights
 
 
@@ -41,8 +41,9 @@ def check_same(first: Weights, second: Weights, *, names: tuple[str, str] = ("in
         second: Weights that must have the same names and shapes.
         names: What the two are called in the message.
     """
-    faults = [f"{name!r} is missing from {names[1]}{_close(name, second)}" for name in first if name not in second]
-    faults += [f"{name!r} is missing from {names[0]}{_close(name, first)}" for name in second if name not in first]
+    only_first, only_second = ([name for name in a if name not in b] for a, b in ((first, second), (second, first)))
+    faults = [f"{name!r} is missing from {names[1]}{_close(name, only_second)}" for name in only_first]
+    faults += [f"{name!r} is missing from {names[0]}{_close(name, only_first)}" for name in only_second]
     faults += [
         f"{name!r} has shape {tuple(first[name].shape)} in {names[0]} and {tuple(second[name].shape)} in {names[1]}"
         for name in first
@@ -52,9 +53,10 @@ def check_same(first: Weights, second: Weights, *, names: tuple[str, str] = ("in
         raise ValueError(f"{names[0]} and {names[1]} do not fit: " + "; ".join(faults))
 
 
-def _close(name: str, known: Weights) -> str:
-    guess = nearest(name, known).split("?")[0]
-    return f" ({guess.removeprefix('; ')}?)" if "did you mean" in guess else ""
+def _close(name: str, others: Sequence[str]) -> str:
+    """The name that was probably meant, of those that have no partner either."""
+    close = difflib.get_close_matches(name, others, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 @torch.no_grad()
@@ -70,10 +72,9 @@ def copy_into(module: nn.Module, weights: Weights) -> None:
     targets = _targets(module)
     given = {name: weights[name] for name in targets if name in weights}
     owners = {_address(targets[name]): name for name in reversed(given)}  # the first name of each tensor
-    covered = {
-        name: weights[owners[_address(tensor)]] for name, tensor in targets.items() if _address(tensor) in owners
-    }
-    check_same({**covered, **weights}, targets, names=("weights", "the module"))
+    tied = {name: owners[_address(tensor)] for name, tensor in targets.items() if _address(tensor) in owners}
+    covered = {**{name: weights[owner] for name, owner in tied.items()}, **weights}
+    check_same(covered, targets, names=("the weights", "the module"))
     for name, value in given.items():
         owner = owners[_address(targets[name])]
         if owner != name and not torch.equal(value, weights[owner]):

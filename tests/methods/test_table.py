@@ -1,0 +1,182 @@
+"""Laws that hold for every method, from one table of canonical settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.metadata import EntryPoint, EntryPoints
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from untaxed import methods
+from untaxed.errors import SpecError, Unsupported
+from untaxed.method import Context, Method
+from untaxed.weights import same
+
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "plain": [{}],
+    "early_stopping": [{}],
+    "kl": [{"beta": 0.1}],
+    "averaging": [{"initial_share": 0.0}, {"initial_share": 0.3}, {"initial_share": 1.0}],
+    "elastic_reset": [{"decay": 0.9, "reset_every": 4}, {"decay": 0.5, "reset_every": 4, "update_every": 2}],
+}
+CASES = [methods.build(name, settings) for name, each in SETTINGS.items() for settings in each]
+AFTER = [method for method in CASES if "after" in method.acts]
+BETWEEN = [method for method in CASES if "between" in method.acts]
+
+
+def label(method: Method) -> str:
+    return f"{method.name}-{'-'.join(map(str, method.settings().values()))}"
+
+
+def weights(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """Every form a tensor can have: matrix, scalar, one element, empty, integer."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"matrix": (5, 3), "scalar": (), "one": (1,), "empty": (0, 4)}
+    made = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    return {**made, "integer": torch.tensor([seed])}
+
+
+def test_the_table_of_settings_has_every_method() -> None:
+    assert set(SETTINGS) == set(methods.METHODS)
+
+
+@pytest.mark.parametrize("method", CASES, ids=label)
+def test_a_row_says_what_it_is(method: Method) -> None:
+    assert method.title
+    assert method.source
+    assert method.summary[-1] != "."
+    assert type(method).__doc__
+    assert methods.build(method.name, method.settings()) == method
+    assert dataclasses.is_dataclass(method)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("method", AFTER, ids=label)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_merging_a_model_with_itself_is_that_model(method: Method, dtype: torch.dtype) -> None:
+    given = weights(1, dtype)
+    assert same(method.after(given, given), given)
+
+
+@pytest.mark.parametrize("method", AFTER, ids=label)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inputs_are_not_written_and_dtypes_are_kept(method: Method, dtype: torch.dtype) -> None:
+    initial, aligned = weights(1, torch.float32), weights(2, dtype)
+    copies = [{name: tensor.clone() for name, tensor in each.items()} for each in (initial, aligned)]
+    merged = method.after(initial, aligned)
+    for tensor in merged.values():
+        tensor.zero_()
+    assert same(initial, copies[0])
+    assert same(aligned, copies[1])
+    assert {name: tensor.dtype for name, tensor in merged.items()} == {name: t.dtype for name, t in aligned.items()}
+    assert list(merged) == list(aligned)
+
+
+def test_the_ends_of_a_share() -> None:
+    initial, aligned = weights(1), weights(2)
+    assert same(methods.build("averaging", {"initial_share": 0}).after(initial, aligned), aligned)
+    assert same(methods.build("averaging", {"initial_share": 1}).after(initial, aligned), initial)
+
+
+@pytest.mark.parametrize("method", AFTER, ids=label)
+def test_weights_that_do_not_fit_are_refused(method: Method) -> None:
+    with pytest.raises(ValueError, match="is missing from aligned"):
+        method.after(weights(1), {"matrix": torch.zeros(5, 3)})
+
+
+@pytest.mark.parametrize("method", BETWEEN, ids=label)
+def test_a_due_step_says_so_and_two_seeded_runs_agree(method: Method) -> None:
+    finals = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        live = method.between(model)
+        for _ in range(9):
+            with torch.no_grad():
+                model.weight.add_(torch.randn_like(model.weight))
+            assert live.due() == live.step()
+        finals.append(model.weight.clone())
+    assert torch.equal(*finals)
+
+
+@pytest.mark.parametrize("method", [case for case in CASES if case not in AFTER + BETWEEN], ids=label)
+def test_a_method_offers_no_more_than_it_says(method: Method) -> None:
+    with pytest.raises(NotImplementedError, match="does not act between steps"):
+        method.between(nn.Linear(1, 1))
+    with pytest.raises(NotImplementedError, match="does not act after training"):
+        method.after({}, {})
+
+
+def test_which_methods_train() -> None:
+    assert {method.name for method in CASES if method.trains} == {"kl", "elastic_reset"}
+
+
+def test_kl_needs_an_algorithm_with_a_beta() -> None:
+    kl = methods.build("kl", {"beta": 0.2})
+    assert kl.arguments() == {"beta": 0.2}
+    for name in ("dpo", "ipo", "kto", "rloo", "grpo"):
+        kl.check(Context(name, 10))
+    with pytest.raises(Unsupported, match=r"kl needs an algorithm with a beta .* got sft"):
+        kl.check(Context("sft", 10))
+    with pytest.raises(Unsupported, match="got no algorithm"):
+        kl.check(Context(None, None))
+    for beta in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="beta must be above 0 and finite"):
+            methods.build("kl", {"beta": beta})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("elastic_rest", {}, "unknown method 'elastic_rest'; did you mean 'elastic_reset'? known: averaging"),
+        ("averaging", {"share": 0.1}, "method 'averaging' has no setting 'share'; did you mean 'initial_share'?"),
+        ("averaging", {}, "method 'averaging': .*missing 1 required positional argument: 'initial_share'"),
+        ("averaging", {"initial_share": 2}, r"method 'averaging': initial_share must be in \[0, 1\], got 2"),
+        ("averaging", {"initial_share": "a"}, "method 'averaging': .*not supported"),
+        ("plain", {"beta": 1}, "method 'plain' has no setting 'beta'; it takes no settings"),
+    ],
+)
+def test_wrong_names_and_settings_are_spec_errors(name: str, settings: dict, message: str) -> None:
+    with pytest.raises(SpecError, match=message.replace("?", r"\?")):
+        methods.build(name, settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outside(Method):
+    """A method of another package."""
+
+    name: ClassVar[str] = "outside"
+    title: ClassVar[str] = "Outside"
+    source: ClassVar[str] = "nowhere"
+    summary: ClassVar[str] = "for this test"
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
+    entries = EntryPoints(EntryPoint(name, value, methods.GROUP) for name, value in points.items())
+    monkeypatch.setattr(methods, "entry_points", lambda group: entries)
+
+
+def test_other_packages_add_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, outside=f"{__name__}:Outside")
+    assert methods.get("outside") is Outside
+    assert methods.rows()["outside"] is Outside
+    with pytest.raises(SpecError, match="did you mean 'outside'"):
+        methods.get("outsid")
+
+
+def test_a_broken_row_is_named_and_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(monkeypatch, broken="no_such_package:Row", wrong=f"{__name__}:label", plain=f"{__name__}:Outside")
+    with pytest.raises(SpecError, match="method 'broken' cannot be loaded from no_such_package:Row"):
+        methods.get("broken")
+    with pytest.raises(SpecError, match="is not a Method class of that name"):
+        methods.get("wrong")
+    assert methods.get("plain") is methods.Plain
+    assert methods.rows() == methods.METHODS
+    assert "the name is taken" in caplog.text
+    assert "no_such_package" in caplog.text
