@@ -1,0 +1,232 @@
+"""From a spec's methods to the trainings they need: methods -> arms -> settings -> runs.
+
+An *arm* is an item of `methods`; a *setting* is one choice of its swept values; a *run* is one training, shared by all
+settings whose training part is equal. Methods that act after training make *variants* of a run's kept checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .. import methods as table
+from ..errors import SpecError
+from ..method import Context, Method
+
+Chain = tuple[Method, ...]  # methods in the order in which they act
+Written = list[tuple[str, dict[str, Any]]]  # one arm as the spec writes it
+ALONE = ("plain", "early_stopping")  # an arm of its own, never part of a composition
+
+
+@dataclass(frozen=True)
+class SettingPlan:
+    """One choice of an arm's swept values.
+
+    Attributes:
+        label: "beta=0.3"; empty when nothing is swept.
+        values: The swept values.
+        training: The methods that change training: they make the run.
+        after: The methods that act on its checkpoints; empty: the checkpoints themselves are judged.
+    """
+
+    label: str
+    values: Mapping[str, Any]
+    training: Chain
+    after: Chain
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """An item of `methods`: its label ("elastic_reset + averaging"), the methods as written, its settings."""
+
+    label: str
+    methods: tuple[str, ...]
+    written: list[dict[str, Any]]
+    settings: tuple[SettingPlan, ...]
+
+    @property
+    def plain(self) -> bool:
+        return self.methods == ("plain",)
+
+    @property
+    def early_stopping(self) -> bool:
+        return self.methods == ("early_stopping",)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One training, with the variants that the arms want of its kept checkpoints."""
+
+    key: str
+    seed: int
+    training: Chain
+    variants: tuple[Chain, ...]
+
+
+def plan_arms(methods: Sequence[Any]) -> tuple[ArmPlan, ...]:
+    """Reads a spec's `methods`.
+
+    Raises:
+        SpecError: An unknown method or setting, a wrong value, an arm given twice, `early_stopping` without `plain`.
+    """
+    arms = [_arm(item, f"methods.{index}") for index, item in enumerate(methods)]
+    arms = _with_unique_labels(arms)
+    if any(arm.early_stopping for arm in arms) and not any(arm.plain for arm in arms):
+        raise SpecError("methods: early_stopping judges plain's checkpoints; add `- plain`")
+    return tuple(arms)
+
+
+def _arm(item: Any, where: str) -> ArmPlan:
+    written = list(_written(item, where))
+    names = tuple(name for name, _ in written)
+    if len(names) > 1 and set(names) & set(ALONE):
+        raise SpecError(
+            f"{where}: {' and '.join(set(names) & set(ALONE))} cannot be composed; make it an arm of its own"
+        )
+    if len(set(names)) < len(names):
+        raise SpecError(f"{where}: a method stands twice in one arm")
+    settings = tuple(_settings(written, where))
+    return ArmPlan(" + ".join(names), names, [{name: given} for name, given in written], settings)
+
+
+def _written(item: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for part in item if isinstance(item, list) and item else [item]:
+        if isinstance(part, str):
+            yield part, {}
+        elif isinstance(part, dict) and len(part) == 1 and isinstance(next(iter(part.values())), dict | None):
+            [(name, given)] = part.items()
+            yield str(name), given or {}
+        else:
+            raise SpecError(f"{where}: expected a method's name or {{name: settings}}, got {part!r}")
+
+
+def _settings(written: Written, where: str) -> Iterator[SettingPlan]:
+    """All choices of the swept values, the last sweep varying fastest."""
+    swept = {
+        (name, key): sweep
+        for name, given in written
+        for key, value in given.items()
+        if (sweep := _sweep(value, f"{where}.{name}.{key}")) is not None
+    }
+    short = Counter(key for _, key in swept)
+    for choice in itertools.product(*swept.values()):
+        chosen = dict(zip(swept, choice))
+        parts = [
+            _build(name, given | {key: v for (of, key), v in chosen.items() if of == name}, where)
+            for name, given in written
+        ]
+        values = {key if short[key] == 1 else f"{name}.{key}": value for (name, key), value in chosen.items()}
+        yield SettingPlan(
+            label=", ".join(f"{key}={value}" for key, value in values.items()),
+            values=values,
+            training=tuple(method for method in parts if method.trains),
+            after=tuple(method for method in parts if "after" in method.acts),
+        )
+
+
+def _sweep(value: Any, where: str) -> list[Any] | None:
+    if not isinstance(value, dict) or "sweep" not in value:
+        return None
+    values = value["sweep"]
+    if set(value) != {"sweep"} or not isinstance(values, list) or not values:
+        raise SpecError(f"{where}: a sweep is written {{sweep: [value, …]}}, got {value!r}")
+    if any(values.count(one) > 1 for one in values):
+        raise SpecError(f"{where}: a value stands twice in the sweep {values!r}")
+    return values
+
+
+def _build(name: str, settings: Mapping[str, Any], where: str) -> Method:
+    try:
+        return table.build(name, settings)
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from None
+
+
+def _with_unique_labels(arms: Sequence[ArmPlan]) -> list[ArmPlan]:
+    counts = Counter(arm.label for arm in arms)
+    labelled = [replace(arm, label=_full_label(arm)) if counts[arm.label] > 1 else arm for arm in arms]
+    for label, count in Counter(arm.label for arm in labelled).items():
+        if count > 1:
+            raise SpecError(f"methods: the arm {label!r} is given {count} times")
+    return labelled
+
+
+def _full_label(arm: ArmPlan) -> str:
+    return " + ".join(
+        name + (f" ({', '.join(f'{key}={_short(value)}' for key, value in given.items())})" if given else "")
+        for part in arm.written
+        for name, given in part.items()
+    )
+
+
+def _short(value: Any) -> str:
+    return "|".join(map(str, value["sweep"])) if isinstance(value, dict) and "sweep" in value else str(value)
+
+
+def check_arms(arms: Sequence[ArmPlan], context: Context) -> None:
+    """Asks every method whether it can work here, before anything starts.
+
+    Raises:
+        Unsupported: A method says that it cannot.
+        SpecError: A method trains where nothing is trained, or needs what the study does not give.
+    """
+    for setting in (setting for arm in arms for setting in arm.settings):
+        for method in (*setting.training, *setting.after):
+            if context.algorithm is None and method.trains:
+                raise SpecError(
+                    f"methods: {method.name} acts during training, and a study of given checkpoints trains nothing;"
+                    " leave it out, or give `algorithm` in place of `models.aligned`"
+                )
+            if "pretrained" in method.needs and not context.has_pretrained:
+                raise SpecError(f"methods: {method.name} needs models.pretrained, which is not given")
+            method.check(context)
+
+
+def plan_runs(arms: Sequence[ArmPlan], seeds: Sequence[int], identity: Any) -> dict[str, RunPlan]:
+    """Every run that the arms need, by key; equal training parts share a run.
+
+    Args:
+        identity: What all runs share and what, when it changes, makes them other runs: models, data, algorithm.
+    """
+    runs: dict[str, RunPlan] = {}
+    for setting, seed in itertools.product((setting for arm in arms for setting in arm.settings), seeds):
+        key = run_key(identity, setting.training, seed)
+        run = runs.get(key) or RunPlan(key, seed, setting.training, ())
+        new = (setting.after,) if setting.after and setting.after not in run.variants else ()
+        runs[key] = replace(run, variants=run.variants + new)
+    return runs
+
+
+def run_key(identity: Any, training: Chain, seed: int) -> str:
+    """A short name that is equal for equal trainings and different for different ones."""
+    content = {"identity": identity, "methods": described(training), "seed": seed}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def described(chain: Chain) -> list[dict[str, Any]]:
+    """Methods as plain values, for files."""
+    return [{"method": method.name, **method.settings()} for method in chain]
+
+
+def variant(after: Chain, of: str | None = None) -> dict[str, Any] | None:
+    """What a variant is, for files: its method and settings, and the kept checkpoint it was made of."""
+    if not after:
+        return None
+    if len(after) == 1:
+        what: dict[str, Any] = described(after)[0]
+    else:
+        what = {"method": " + ".join(method.name for method in after), "methods": described(after)}
+    return what if of is None else {**what, "of": of}
+
+
+def variant_name(after: Chain, of: str) -> str:
+    """The name of a variant's point, such as ``averaging-0.2@last``; it is also a folder's name."""
+    names = ["-".join([method.name, *map(str, method.settings().values())]) for method in after]
+    return re.sub(r"[^\w.@+-]+", "_", f"{'+'.join(names)}@{of}")

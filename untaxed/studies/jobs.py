@@ -1,0 +1,78 @@
+"""The parts of a study that are done in a worker, or one after another in the study's own process.
+
+A job is plain JSON: ``{"job": …, "spec": …, "out": …}`` with ``key`` and ``points`` where it is about one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from .bench import Bench, prepare
+from .events import Listener
+from .runs import execute_run, measure_initial, measure_test
+from .spec import parse_spec
+from .store import Store
+
+Job = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A worker died over a job."""
+
+    why: str
+    log: str
+
+
+class Crew(Protocol):
+    """Whoever does jobs: workers, or this process."""
+
+    def run(self, jobs: Sequence[Job], listen: Listener) -> list[Any]:
+        """Does all jobs, in any order; what each one returned, or its `Crash`. A user's error is raised."""
+
+
+class Inline:
+    """Does jobs in this process, one after another; what they share is built once."""
+
+    def __init__(self) -> None:
+        self._spec: Any = None
+        self._bench: Bench | None = None
+
+    def run(self, jobs: Sequence[Job], listen: Listener) -> list[Any]:
+        return [self.do(job, listen) for job in jobs]
+
+    def do(self, job: Job, listen: Listener) -> Any:
+        return JOBS[job["job"]](self._bench_of(job["spec"]), Store(Path(job["out"])), job, listen)
+
+    def _bench_of(self, spec: Any) -> Bench:
+        if self._bench is None or spec != self._spec:
+            self._bench = prepare(parse_spec(spec))
+            self._spec = spec
+        return self._bench
+
+
+def _prepare(bench: Bench, store: Store, job: Job, listen: Listener) -> Any:
+    return bench.facts()
+
+
+def _initial(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
+    measure_initial(bench, store)
+
+
+def _run(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
+    execute_run(bench, store, bench.runs[job["key"]], listen)
+
+
+def _test(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
+    measure_test(bench, store, bench.runs[job["key"]], job["points"], listen)
+
+
+JOBS: Mapping[str, Callable[[Bench, Store, Job, Listener], Any]] = {
+    "prepare": _prepare,
+    "initial": _initial,
+    "run": _run,
+    "test": _test,
+}

@@ -1,0 +1,56 @@
+"""Where a spec's paths lead: environment variables are put in, and relative paths start at the spec's folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from .sources import POCKET
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def located(raw: Any, base: Path) -> Any:
+    """Returns a spec's plain values with variables put in and paths made absolute.
+
+    ``${NAME}`` and ``${NAME:-default}`` may stand in every text; a variable that is not set and has no default stays as
+    it is, for whoever reads the file to name it. Paths are the values of the keys ``path``, wherever they stand, and
+    under ``models`` those names that lead to something that exists or that look like a path and not like a hub id.
+    """
+    raw = _walk(raw, base)
+    if isinstance(raw, dict) and isinstance(raw.get("models"), dict):
+        raw["models"] = {key: _models(value, base) for key, value in raw["models"].items()}
+    return raw
+
+
+def _walk(value: Any, base: Path) -> Any:
+    if isinstance(value, dict):
+        walked = {key: _walk(inner, base) for key, inner in value.items()}
+        if isinstance(walked.get("path"), str):
+            walked["path"] = _absolute(walked["path"], base)
+        return walked
+    if isinstance(value, list):
+        return [_walk(inner, base) for inner in value]
+    return _VARIABLE.sub(_variable, value) if isinstance(value, str) else value
+
+
+def _variable(match: re.Match[str]) -> str:
+    name, default = match.groups()
+    return os.environ.get(name) or (match[0] if default is None else default)
+
+
+def _models(value: Any, base: Path) -> Any:
+    if isinstance(value, list):
+        return [_models(inner, base) for inner in value]
+    if not isinstance(value, str) or value == POCKET:
+        return value
+    looks_like_path = value.startswith((".", "/", "~")) or value.count("/") > 1
+    return _absolute(value, base) if looks_like_path or (base / value).exists() else value
+
+
+def _absolute(path: str, base: Path) -> str:
+    if path.startswith("$"):  # a variable that is not set: `rows` asks the hub instead, or names it
+        return path
+    return str((base / Path(path).expanduser()).resolve())

@@ -1,0 +1,85 @@
+"""Reads YAML strictly (safe, no duplicate keys, `1e-6` is a number) and applies ``a.b=c`` changes to it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import SpecError
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and stricter than PyYAML where that is silent."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+# PyYAML follows YAML 1.1, where 1e-6 without a dot is a string; everyone means the number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file; a `SpecError` names file, line and what is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file in UTF-8"
+        raise SpecError(f"{path}: cannot be read: {reason}") from None
+    value = parse_yaml(text, where=str(path))
+    if not isinstance(value, dict):
+        raise SpecError(f"{path}: expected keys and values, got {'nothing' if value is None else repr(value)[:60]}")
+    return value
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Parses YAML text; `where` begins the error."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise SpecError(f"{where}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from None
+
+
+def apply_sets(raw: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:
+    """Returns `raw` with changes such as ``methods.1.kl.beta=0.3``; the value is YAML."""
+    changed = copy.deepcopy(raw)
+    for change in sets:
+        path, equals, text = change.partition("=")
+        if not equals or not path.strip():
+            raise SpecError(f"--set {change}: expected KEY=VALUE, such as algorithm.max_steps=20")
+        where = f"--set {change}"
+        _put(changed, path.strip().split("."), parse_yaml(text, where=where), where)
+    return changed
+
+
+def _put(value: Any, keys: list[str], new: Any, where: str) -> None:
+    for key in keys[:-1]:
+        if isinstance(value, dict) and value.get(key) is None:
+            value[key] = {}
+        value = value[_index(value, key, where)]
+    value[_index(value, keys[-1], where)] = new
+
+
+def _index(value: Any, key: str, where: str) -> Any:
+    if isinstance(value, dict):
+        return key
+    if not isinstance(value, list):
+        raise SpecError(f"{where}: nothing lies below {value!r}, so there is no {key!r}")
+    if not key.isdigit() or int(key) >= len(value):
+        raise SpecError(f"{where}: expected a number from 0 to {len(value) - 1} in place of {key!r}")
+    return int(key)

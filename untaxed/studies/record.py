@@ -1,0 +1,122 @@
+"""``study.json``: what a study is and where it was made; another study in its directory is refused."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from ..errors import StoreError
+from .spec import StudySpec
+from .store import VERSION, Store, read_json, write_json
+
+SAME = ("models", "data", "algorithm", "measure", "keep")  # arms and seeds may be added; these may not change
+PACKAGES = ("untaxed", "torch", "transformers", "trl", "accelerate", "datasets", "numpy", "safetensors")
+
+
+def record(store: Store, spec: StudySpec, facts: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> None:
+    """Writes ``study.json``, or compares with the one that is there.
+
+    Raises:
+        StoreError: The directory holds a study of other models, data, algorithm or measures; every difference is named.
+    """
+    content: dict[str, Any] = {
+        "version": VERSION,
+        "spec": _resolved(spec, facts),
+        "identity": facts["identity"],
+        **{key: facts[key] for key in ("measures", "select", "report", "parameters", "steps")},
+        "arms": list(arms),
+    }
+    about = {"versions": versions(), "host": host(), "git": git_state(), "started": _now()}
+    if store.study.exists():
+        old = read_json(store.study)
+        _compare(store, old, content)
+        about = {key: old[key] for key in about}
+    write_json(store.study, content | about)
+
+
+def _resolved(spec: StudySpec, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec with what the task fills in."""
+    resolved = spec.resolved()
+    if facts["identity"]["algorithm"]:
+        resolved["algorithm"] = facts["identity"]["algorithm"]
+    return {**resolved, "measure": {**resolved["measure"], "every": facts["every"]}}
+
+
+def _compare(store: Store, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    if old.get("version") != VERSION:
+        raise StoreError(f"{store.study}: is of version {old.get('version')}, this is {VERSION}; use another directory")
+    found = [line for key in SAME for line in differences(old["spec"].get(key), new["spec"].get(key), key)]
+    found += list(differences(old["identity"]["models"], new["identity"]["models"], "files of models"))
+    found += [line for key in ("measures", "select", "report") for line in differences(old[key], new[key], key)]
+    if found:
+        raise StoreError(
+            f"{store.directory} holds a study with other settings: {'; '.join(found)}."
+            " Arms and seeds may be added to a study; anything else needs another --out"
+        )
+
+
+def differences(old: Any, new: Any, at: str) -> Iterator[str]:
+    """Says key by key where two plain values differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            yield from differences(old.get(key), new.get(key), f"{at}.{key}")
+    elif old != new:
+        yield f"{at} was {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = "not given" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that numbers may depend on; None for one that is missing."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        if package == "untaxed":  # used from its source folder
+            from .. import __version__
+
+            return __version__
+        return None
+
+
+def host() -> dict[str, Any]:
+    """The machine: system, processors, memory and accelerator."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"system": platform.platform(), "cores": cores(), "memory_bytes": memory, "gpu": gpu}
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the folder that the study was started in and whether it had changes; None outside a repository."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return None if commit is None else {"commit": commit, "changed": bool(changes)}
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,170 @@
+"""Reading what a study left on disk: points as dicts, and the arms as the frontier takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import frontier
+from ..errors import StoreError
+from .store import Store, read_json, read_scores
+
+
+def load_results(directory: str | Path) -> list[dict[str, Any]]:
+    """Reads every measured point of a study: one dict a point, the initial model's first.
+
+    A point is as ``result.json`` holds it, with the keys ``run``, ``seed`` and ``methods`` added. Failed runs have no
+    points; `runs` tells of them.
+
+    Args:
+        directory: A study's directory, finished or not.
+    Raises:
+        StoreError: It holds no study.
+    """
+    store = opened(directory)
+    found = []
+    if (store.initial / "result.json").exists():
+        points = read_json(store.initial / "result.json")["points"]
+        found += [{"run": None, "seed": None, "methods": [], **point} for point in points]
+    for result in runs(store.directory):
+        about = {"run": result["key"], "seed": result["seed"], "methods": result["methods"]}
+        found += [{**about, **point} for point in result["points"]]
+    return found
+
+
+def runs(directory: str | Path) -> list[dict[str, Any]]:
+    """The results of a study's runs that ended, failed ones among them."""
+    store = opened(directory)
+    results = (store.result(path.name) for path in sorted(store.directory.glob("runs/*")) if path.is_dir())
+    return [result for result in results if result is not None]
+
+
+def opened(directory: str | Path) -> Store:
+    """The store of a study that exists."""
+    store = Store(Path(directory))
+    if not store.study.is_file():
+        raise StoreError(f"{directory}: holds no study (study.json is missing)")
+    return store
+
+
+class Results:
+    """A study's results as the frontier takes them.
+
+    Attributes:
+        about: What ``study.json`` says.
+        arms: With one setting for each choice of swept values at each step, or as each variant.
+        facts: What all arms share.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.about: dict[str, Any] = read_json(store.study)
+        self._runs = {key: result for key in self._keys() if (result := store.result(key))}
+        self._places: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        self.arms = [self._arm(arm) for arm in self.about["arms"]]
+        initial = read_json(store.initial / "result.json")["points"][0]
+        self.facts = frontier.Facts(
+            measures=self.about["measures"],
+            select=self.about["select"],
+            report=self.about["report"],
+            initial=_point(initial, 0, store.initial / "scores.npz"),
+            seeds=self.about["spec"]["seeds"],
+        )
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The runs that failed, with their reason."""
+        return [result for result in self._runs.values() if result["status"] == "failed"]
+
+    def places(self, arm: str, setting: str) -> list[tuple[str, str]]:
+        """(run, point) of every seed of a setting."""
+        return self._places[arm, setting]
+
+    def point(self, key: str, name: str) -> dict[str, Any]:
+        """One point as its run's result holds it."""
+        return next(point for point in self._runs[key]["points"] if point["name"] == name)
+
+    def points(self, key: str) -> list[dict[str, Any]]:
+        """All points of a run; none where it failed or is not done."""
+        return list(self._runs[key]["points"]) if key in self._runs else []
+
+    def _keys(self) -> list[str]:
+        settings = (setting for arm in self.about["arms"] for setting in arm["settings"])
+        return list(dict.fromkeys(key for setting in settings for key in setting["runs"].values()))
+
+    def _arm(self, arm: Mapping[str, Any]) -> frontier.Arm:
+        own = [] if arm["early_stopping"] else arm["settings"]  # plain's points stand for it, not a second time
+        keys = dict.fromkeys(key for setting in own for key in setting["runs"].values())
+        done = [self._runs[key] for key in keys if key in self._runs and self._runs[key]["status"] == "done"]
+        peaks = [run["peak_bytes"] for run in done if run["peak_bytes"] is not None]
+        return frontier.Arm(
+            name=arm["arm"],
+            methods=arm["methods"],
+            settings=[found for setting in own for found in self._settings(arm["arm"], setting)],
+            plain=arm["plain"],
+            early_stopping=arm["early_stopping"],
+            seconds=[run["train_seconds"] for run in done if run["train_seconds"] is not None],
+            peak_bytes=max(peaks, default=None),
+        )
+
+    def _settings(self, arm: str, setting: Mapping[str, Any]) -> Iterator[frontier.Setting]:
+        """One setting of the frontier for every point name that the setting's runs have."""
+        found: dict[str, dict[int, tuple[str, dict[str, Any]]]] = {}
+        for seed, key in setting["runs"].items():
+            for point in self.points(key):
+                if _without_of(point["variant"]) == setting["variant"]:
+                    found.setdefault(point["name"], {})[int(seed)] = (key, point)
+        for points in found.values():
+            first = next(iter(points.values()))[1]
+            label = ", ".join(filter(None, [setting["setting"], _moment(first)]))
+            self._places[arm, label] = [(key, point["name"]) for key, point in points.values()]
+            yield frontier.Setting(
+                label,
+                {**setting["values"], **_where(first)},
+                {
+                    seed: _point(point, seed, self._store.run(key) / "scores.npz")
+                    for seed, (key, point) in points.items()
+                },
+            )
+
+
+def _point(point: Mapping[str, Any], seed: int, scores: Path) -> frontier.Point:
+    def read(split: str, key: str) -> NDArray[np.float64]:
+        return _scores(scores, scores.stat().st_mtime_ns)[f"{point['name']}/{split}/{key}"]
+
+    return frontier.Point(
+        seed=seed,
+        name=point["name"],
+        step=point["step"],
+        variant=point["variant"],
+        phase=point["phase"],
+        values={"validation": point["validation"], "test": point["test"]},
+        scores=read,
+    )
+
+
+@lru_cache(maxsize=512)
+def _scores(path: Path, _: int) -> Mapping[str, NDArray[np.float64]]:
+    """A run's scores, read again when the file has changed."""
+    return read_scores(path)
+
+
+def _without_of(variant: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if variant is None else {key: value for key, value in variant.items() if key != "of"}
+
+
+def _moment(point: Mapping[str, Any]) -> str:
+    """Where in its run a setting's points lie, in words; the best checkpoint's step differs from seed to seed."""
+    if point["variant"] is not None:
+        return "of the " + {"last": "last step", "best_proxy": "best proxy reward"}[point["variant"]["of"]]
+    phase = {"before": " before the reset", "after": " after the reset", None: ""}[point["phase"]]
+    return f"step {point['step']}{phase}"
+
+
+def _where(point: Mapping[str, Any]) -> dict[str, Any]:
+    return {"step": point["step"]} if point["variant"] is None else {"of": point["variant"]["of"]}
