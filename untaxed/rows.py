@@ -41,6 +41,7 @@ class RowsSource(BaseModel):
         columns: Our names to theirs. A dot steps into a mapping (``choices.text``); of a list, the first that is there.
         where: Only rows whose field has this value.
         min_chars: Only rows whose field has at least so many characters.
+        max_chars: Only rows whose field has at most so many characters.
         head: Only the first rows of the file or data set; a hub data set is then streamed and not fetched whole.
         limit: At most so many rows. They are drawn by a hash of their content and stay in the file's order, since many
             files are sorted by label or length.
@@ -56,6 +57,7 @@ class RowsSource(BaseModel):
     columns: dict[str, str | list[str]] = Field(default_factory=dict)
     where: dict[str, str | int | float | bool] = Field(default_factory=dict)
     min_chars: dict[str, int] = Field(default_factory=dict)
+    max_chars: dict[str, int] = Field(default_factory=dict)
     head: int | None = Field(default=None, ge=1)
     limit: int | None = Field(default=None, ge=1)
     seed: int = 0
@@ -106,11 +108,11 @@ def read_rows(source: RowsSource, check: Callable[[Row], None] | None = None) ->
     raw = _read_file(file) if file else _read_hub(source)
     rows = list(_chosen(source, raw, check))
     if not rows:
-        raise DataError(f"{source.label}: no row is left to use; check `where`, `min_chars` and the file itself")
-    return sample(rows, source.limit, seed=source.seed)
+        raise DataError(f"{source.label}: no row to use; it is empty, or `where`, `min_chars`, `max_chars` fit none")
+    return subset(rows, source.limit, seed=source.seed)
 
 
-def sample(rows: Sequence[Row], limit: int | None, *, seed: int = 0) -> list[Row]:
+def subset(rows: Sequence[Row], limit: int | None, *, seed: int = 0) -> list[Row]:
     """Draws `limit` rows by a hash of their content and keeps their order; all of them when `limit` is None."""
     if limit is None or limit >= len(rows):
         return list(rows)
@@ -177,7 +179,8 @@ def _renamed(row: Row, columns: Mapping[str, str | list[str]]) -> Row:
 def _wanted(row: Row, source: RowsSource) -> bool:
     equal = (str(_column(row, field)) == str(value) for field, value in source.where.items())
     long = (len(str(_column(row, field))) >= least for field, least in source.min_chars.items())
-    return all(equal) and all(long)
+    short = (len(str(_column(row, field))) <= most for field, most in source.max_chars.items())
+    return all(equal) and all(long) and all(short)
 
 
 def _column(row: Row, names: str | list[str]) -> Any:

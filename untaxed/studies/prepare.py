@@ -1,9 +1,9 @@
 """From a spec to a task: models, data and measures, made or found in the cache.
 
-1. The models: a path, a hub id, the embedded world, or a recipe (see `studies.models`).
-2. The prompts, divided by hash into train, validation and test.
-3. The rewards and the suite that measures.
-4. The preference pairs: read, or sampled from `initial` and ranked by the proxy reward.
+1. The prompts, divided by hash into train, validation and test; the rewards and the suite. They cost little, and what
+   is wrong with them shows before anything long begins.
+2. The models: a path, a hub id, the embedded world, or a recipe (see `studies.recipes`).
+3. The preference pairs: read, or sampled from `initial` and ranked by the proxy reward (see `studies.pairs`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import SpecError
+from ..measuring.suite import SPLITS
+from ..measuring.suite_spec import SuiteSpec, build_rewards, build_suite
+from ..training.algorithms import algorithm
 from ..training.task import Task
+from .pairs import preference_pairs, prompts_by_split
+from .recipes import prepare_models
+from .sources import Preferences
 
 if TYPE_CHECKING:
     from .spec import StudySpec
@@ -22,10 +29,41 @@ def build_task(spec: StudySpec, cache: Path) -> Task:
 
     Args:
         spec: The study.
-        cache: Where prepared models and pairs are kept; see `untaxed.studies.cache.default_cache`.
+        cache: Where prepared models and samples are kept; see `untaxed.studies.cache.default_cache`.
+
+    Raises:
+        SpecError: The spec lacks something that its algorithm or its measures need.
+        UsageError: Models or rows that cannot be used, in one line.
     """
     if spec.models.pocket:
         from .. import pocket
 
         return pocket.task()
-    raise NotImplementedError
+    assert isinstance(spec.measure, SuiteSpec)  # only the embedded world has another
+    if spec.data.prompts is None:
+        raise SpecError("data.prompts is required: rewards and drift are measured on what models write after them")
+    prompts = prompts_by_split(spec.data.prompts)
+    here = Path.cwd()  # a spec read from a file has absolute paths already
+    rewards = build_rewards(spec.measure, directory=here)
+    suite = build_suite(
+        spec.measure, prompts={split: prompts[split] for split in SPLITS}, rewards=rewards, directory=here
+    )
+    learns = _preferences_needed(spec)
+    initial, pretrained = prepare_models(spec.models, cache)
+    return Task(
+        initial=initial,
+        suite=suite,
+        pretrained=pretrained,
+        preferences=preference_pairs(learns, prompts["train"], rewards["proxy"], initial, cache) if learns else (),
+        prompts=prompts["train"],
+        reward=rewards["proxy"],
+    )
+
+
+def _preferences_needed(spec: StudySpec) -> Preferences | None:
+    """The source of the pairs that the algorithm learns from; None where it learns from none."""
+    if spec.algorithm is None or algorithm(spec.algorithm.name).on_policy:
+        return None
+    if spec.data.preferences is None:
+        raise SpecError(f"data.preferences is required: {spec.algorithm.name} learns from pairs")
+    return spec.data.preferences
