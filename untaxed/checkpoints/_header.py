@@ -37,6 +37,8 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
         entries = json.loads(text)
         entries.pop("__metadata__", None)
         spans = sorted(_span(path, name, entry) for name, entry in entries.items())
+    except CheckpointError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, "its header is not readable") from error
     end = 0

@@ -56,9 +56,12 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     path = Path(path).absolute()
     check_model_dir(path)
     try:
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise CheckpointError(f"the tokenizer of {path} cannot be loaded: {_first_line(error)}") from error
+    for how in ("local_files_only", "is_local"):  # how it was loaded would be saved as if it were a setting
+        tokenizer.init_kwargs.pop(how, None)
+    return tokenizer
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
