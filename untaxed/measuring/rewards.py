@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -30,7 +30,10 @@ def reward(name: str, fn: Reward) -> Measure:
 
 def rewards_of(name: str, fn: Reward, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
     """Calls a reward and checks what it returns, ``(items,)`` float64."""
-    values = list(fn(prompts, completions))
+    returned = fn(prompts, completions)
+    if not isinstance(returned, Iterable):
+        raise DataError(f"reward {name!r}: expected {len(prompts)} numbers, got {returned!r}")
+    values = list(returned)
     if len(values) != len(prompts):
         raise DataError(f"reward {name!r} returned {len(values)} values for {len(prompts)} completions")
     checked = np.empty(len(values))

@@ -1,0 +1,141 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from untaxed.errors import DataError
+from untaxed.measuring import Choice, Item, Subject, Suite, exact_match, measure, multiple_choice
+
+from .conftest import WORDS, tiny_llama, words
+from .test_sampling import greedy
+
+
+def scores(ability, model, tokenizer, split="validation"):
+    subject = Subject(model, tokenizer, Suite((ability,), (ability.name,), (), {}))
+    return measure(subject, split).scores[ability.key]
+
+
+def mixed_items(model, tokenizer, count=80):
+    """Answers that greedy decoding writes, the same with one word changed, and random ones."""
+    rng = random.Random(0)
+    items = []
+    for number in range(count):
+        prompt = words(rng.randint(1, 9), rng)
+        answer = tokenizer.decode(greedy(model, tokenizer, prompt, rng.randint(1, 5))).split()
+        if number % 3 == 1:
+            answer[rng.randrange(len(answer))] = rng.choice(WORDS)
+        items.append(Item(prompt, words(3, rng) if number % 3 == 2 else " ".join(answer)))
+    return [item for item in items if "<eos>" not in item.answer]
+
+
+def test_teacher_forcing_equals_greedy_decoding(model, tokenizer):
+    items = mixed_items(model, tokenizer)
+    made = scores(exact_match("facts", {"validation": items}), model, tokenizer)
+    decoded = []
+    for item in items:
+        wanted = tokenizer(item.answer)["input_ids"]
+        decoded.append(float(greedy(model, tokenizer, item.prompt, len(wanted)) == wanted))
+    assert made.shape == (len(items), 1)
+    assert made[:, 0].tolist() == decoded
+    assert 0.2 < made.mean() < 0.8
+
+
+def test_with_eos_the_model_must_also_stop(model, tokenizer):
+    items = mixed_items(model, tokenizer)
+    prompts = [item.prompt for item in items]
+    whole = [tokenizer.decode(greedy(model, tokenizer, prompt, 30)) for prompt in prompts]
+    stopping = [
+        Item(prompt, text.removesuffix("<eos>").strip())
+        for prompt, text in zip(prompts, whole, strict=True)
+        if text.endswith("<eos>") and text != "<eos>"
+    ]
+    assert stopping
+    cut = [Item(item.prompt, " ".join(item.answer.split()[:-1])) for item in stopping if " " in item.answer]
+    loose, strict = (exact_match("facts", {"validation": stopping + cut}, eos=eos) for eos in (False, True))
+    assert scores(loose, model, tokenizer).all()
+    assert scores(strict, model, tokenizer)[:, 0].tolist() == [1.0] * len(stopping) + [0.0] * len(cut)
+
+
+def log_prob(model, tokenizer, prompt, choice):
+    given, wanted = tokenizer(prompt)["input_ids"], tokenizer(choice)["input_ids"]
+    logits = model(torch.tensor([given + wanted])).logits[0].double().log_softmax(-1)
+    return sum(logits[len(given) - 1 + at, token].item() for at, token in enumerate(wanted))
+
+
+@pytest.mark.parametrize("normalise", ["bytes", "tokens", None])
+def test_multiple_choice_takes_the_most_probable(model, tokenizer, rng, normalise):
+    items = [Choice(words(4, rng), tuple(words(rng.randint(1, 4), rng) for _ in range(4)), 2) for _ in range(50)]
+    expected = []
+    for item in items:
+        length = {"bytes": lambda text: len(text.encode()), "tokens": lambda text: len(text.split()), None: lambda _: 1}
+        values = [log_prob(model, tokenizer, item.prompt, one) / length[normalise](one) for one in item.choices]
+        expected.append(float(np.argmax(values) == item.answer))
+    made = scores(multiple_choice("quiz", {"validation": items}, normalise=normalise), model, tokenizer)
+    assert made[:, 0].tolist() == expected
+    assert 0 < made.mean() < 1
+
+
+def test_bytes_count_utf8(tokenizer):
+    """Both choices are one unknown word, equally probable; the one with more bytes has less of it a byte."""
+    item = Choice("w0", ("zz", "é€"), 1)  # 2 and 5 bytes
+    for normalise, expected in (("bytes", 1.0), ("tokens", 0.5)):
+        made = scores(multiple_choice("quiz", {"validation": [item]}, normalise=normalise), tiny_llama(), tokenizer)
+        assert made.item() == expected
+
+
+def test_ties_are_shared(model, tokenizer):
+    items = [Choice("w0", ("w5", "w5", "w5"), 1), Choice("w0", ("w5", "w5"), 0)]
+    made = scores(multiple_choice("quiz", {"validation": items}), model, tokenizer)
+    assert made[:, 0].tolist() == pytest.approx([1 / 3, 1 / 2])
+
+
+def test_chance_is_that_of_guessing():
+    items = {"validation": [Choice("a", ("b", "c"), 0)], "test": [Choice("a", ("b", "c", "d", "e"), 0)] * 3}
+    assert multiple_choice("quiz", items).chance == pytest.approx((1 / 2 + 3 / 4) / 4)
+    assert multiple_choice("quiz", items, chance=0.1).chance == 0.1
+    assert exact_match("facts", {"test": [Item("a", "b")]}).chance == 0.0
+
+
+@pytest.mark.parametrize(
+    "make", [lambda items: exact_match("facts", items), lambda items: multiple_choice("quiz", items)]
+)
+def test_an_ability_without_items_is_refused(make):
+    with pytest.raises(DataError, match="has no test items"):
+        make({"test": []})
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (Choice("a", ("b",), 0), "quiz test item 0: expected at least two choices, got 1"),
+        (Choice("a", ("b", "c"), 2), "quiz test item 0: .* from 0 to 1, got 2"),
+        (Choice("a", ("b", "c"), -1), "quiz test item 0: .* from 0 to 1, got -1"),
+    ],
+)
+def test_a_choice_that_cannot_be_right_is_refused(item, message):
+    with pytest.raises(DataError, match=message):
+        multiple_choice("quiz", {"test": [item]})
+
+
+def test_an_item_that_does_not_fit_is_named(tokenizer):
+    model = tiny_llama(context=8)
+    long = " ".join(WORDS[:9])
+    with pytest.raises(DataError, match="facts validation item 1 has 9 tokens"):
+        scores(exact_match("facts", {"validation": [Item("w1", "w2"), Item(long, "w2")]}), model, tokenizer)
+    with pytest.raises(DataError, match="quiz validation item 0 has 9 tokens"):
+        scores(multiple_choice("quiz", {"validation": [Choice(long, ("w1", "w2"), 0)]}), model, tokenizer)
+
+
+def test_items_are_encoded_once_per_tokenizer(model, other_model, tokenizer, monkeypatch):
+    from untaxed.measuring import abilities
+
+    calls = []
+    original = abilities.encode_answers
+    monkeypatch.setattr(abilities, "encode_answers", lambda *a, **k: calls.append(1) or original(*a, **k))
+    ability = exact_match("facts", {"validation": [Item("w1", "w2")] * 3, "test": [Item("w1", "w2")]})
+    for each in (model, other_model, model):
+        scores(ability, each, tokenizer)
+    assert len(calls) == 3
+    scores(ability, model, tokenizer, "test")
+    assert len(calls) == 4
