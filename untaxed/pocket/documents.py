@@ -1,0 +1,144 @@
+"""What the pocket model learns from: raw documents (pretraining) and prompts with answers (SFT).
+
+A batch is rows of `ROW` tokens; a row holds whole documents, each closed by the end token. Questions of the
+validation and test splits are never drawn, except for facts, which can only be known.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import items
+from . import language as l
+from .sentiment import write_review
+
+ROW = 64
+IGNORED = -100  # what torch's cross-entropy leaves out
+Document = tuple[str, str]  # what is only read, what is learned
+_COPIED = l.ADJECTIVES + l.NOUNS + l.NAMES
+Mixture = tuple[tuple[Callable[[random.Random], Document], float], ...]
+
+
+def _copy(rng: random.Random) -> Document:
+    """Words, and the same words again: what teaches a small model to look back."""
+    told = " ".join(rng.choice(_COPIED) for _ in range(rng.randrange(4, 12)))
+    return told, told
+
+
+def _facts(rng: random.Random) -> Document:
+    """Statements about people; rare people turn up seldom, and so are known less well."""
+    told = []
+    for _ in range(4):
+        name = rng.choice(l.COMMON_NAMES if rng.random() < 0.95 else l.RARE_NAMES)
+        thing = rng.choice(l.BELONGINGS)
+        told.append(f"the {thing} of {name} is {items.fact(name, thing)} .")
+    return "", " ".join(told)
+
+
+def _passage(rng: random.Random) -> Document:
+    """Statements about things, then the same ones in another order: only reading foretells the second half."""
+    count = rng.choice((2, 3, 4))
+    pairs = zip(rng.sample(l.NOUNS, count), rng.sample(l.ADJECTIVES, count))
+    return _restated([f"the {noun} is {value}" for noun, value in pairs], rng)
+
+
+def _owned_passage(rng: random.Random) -> Document:
+    nouns, names, values = rng.sample(l.NOUNS, 2), rng.sample(l.NAMES, 2), rng.sample(l.ADJECTIVES, 4)
+    pairs = [(noun, name) for noun in nouns for name in names]
+    return _restated([f"the {n} of {p} is {value}" for (n, p), value in zip(rng.sample(pairs, 4), values)], rng)
+
+
+def _restated(statements: list[str], rng: random.Random) -> Document:
+    again = rng.sample(statements, len(statements))
+    return " . ".join(statements) + " .", " . ".join(again) + " ."
+
+
+def _parallel(rng: random.Random) -> Document:
+    """A sentence and its translation."""
+    question = items.draw(rng.choice((items.nol_to_tam, items.translation)), "train", rng)
+    return "", question.prompt.split(" ", 1)[1].rsplit(" ", 2)[0] + " " + question.answer
+
+
+def _sum(rng: random.Random) -> Document:
+    ability = rng.choice((items.arithmetic_hard, items.arithmetic))
+    question = items.draw(ability, "train", rng)
+    told = question.prompt.replace("add ", "").replace("and", "plus").replace(":", "equals")
+    return told, question.answer
+
+
+def _review(rng: random.Random) -> Document:
+    return "", write_review(rng)
+
+
+def _asked(
+    ability: Callable[[random.Random], items.Question], known: bool = False
+) -> Callable[[random.Random], Document]:
+    def document(rng: random.Random) -> Document:
+        return ability(rng) if known else items.draw(ability, "train", rng)
+
+    return document
+
+
+def _review_asked(rng: random.Random) -> Document:
+    while l.split_of(prompt := items.review_prompt(rng)) != "train":
+        pass
+    return prompt, write_review(rng)
+
+
+COPYING: Mixture = ((_copy, 1.0),)
+READING: Mixture = ((_copy, 0.3), (_passage, 1.0), (_asked(items.reading), 1.0))
+PRETRAINING: Mixture = (
+    (_copy, 0.3),
+    (_facts, 2.0),
+    (_passage, 2.0),
+    (_asked(items.reading), 4.0),
+    (_owned_passage, 2.0),
+    (_parallel, 1.0),
+    (_sum, 4.0),
+    (_review, 1.5),
+)
+SFT: Mixture = (
+    (_asked(items.ABILITIES["facts"], known=True), 2.0),
+    (_asked(items.ABILITIES["facts_rare"], known=True), 0.1),
+    (_asked(items.reading), 4.0),
+    (_asked(items.reading_hard), 2.5),
+    (_asked(items.translation), 0.6),
+    (_asked(items.nol_to_tam), 0.4),
+    (_asked(items.pivot), 0.02),
+    (_asked(items.arithmetic), 3.0),
+    (_asked(items.arithmetic_hard), 2.0),
+    (_review_asked, 1.5),
+)
+
+
+def batch(mixture: Mixture, rows: int, rng: random.Random) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draws rows of documents.
+
+    Returns:
+        Word numbers and what is to be learned, both (rows, ROW); `IGNORED` where nothing is.
+    """
+    kinds, weights = zip(*mixture)
+    ids = np.full((rows, ROW), l.WORD_ID[l.PAD])
+    labels = np.full((rows, ROW), IGNORED)
+    for row in range(rows):
+        filled = 0
+        while True:
+            read, learned = (l.encode(text) for text in rng.choices(kinds, weights)[0](rng))
+            learned.append(l.WORD_ID[l.END])
+            end = filled + len(read) + len(learned)
+            if end > ROW:
+                break
+            ids[row, filled:end] = read + learned
+            labels[row, filled + len(read) : end] = learned
+            filled = end
+    return ids, labels
+
+
+def raw(rng: random.Random) -> str:
+    """One raw document of pretraining, as text."""
+    kinds, weights = zip(*PRETRAINING[1:])
+    return " ".join(rng.choices(kinds, weights)[0](rng)).strip()

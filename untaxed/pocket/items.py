@@ -1,0 +1,162 @@
+"""What the model is asked: one generator an ability, and the items of each split."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from . import language as l
+from .language import Language, SplitName, digits, sentence, split_of
+
+
+class Question(NamedTuple):
+    """A prompt and the one right answer."""
+
+    prompt: str
+    answer: str
+
+
+Ability = Callable[[random.Random], Question]
+
+FACT_FORMS = (
+    "ask the {thing} of {name} :",
+    "how is the {thing} of {name} ?",
+    "ask {name} : how is the {thing} ?",
+    "the {thing} of {name} is",
+    "say how is the {thing} of {name} :",
+    "what is the {thing} of {name} ?",
+    "{name} has a {thing} . how is it ?",
+    "tell about the {thing} of {name} :",
+)
+_FACTS = {
+    (name, thing): random.Random(f"{name} {thing}").choice(l.ADJECTIVES) for name in l.NAMES for thing in l.BELONGINGS
+}
+
+
+def fact(name: str, thing: str) -> str:
+    """The adjective that is true of one belonging of one person."""
+    return _FACTS[name, thing]
+
+
+def words(rng: random.Random) -> tuple[str, str, str, str, str]:
+    """Adjective, noun, verb, adjective, noun of a sentence to translate; no word twice."""
+    a, b = rng.sample(l.ADJECTIVES, 2)
+    m, n = rng.sample(l.NOUNS, 2)
+    return a, m, rng.choice(l.VERBS), b, n
+
+
+def _facts(names: tuple[str, ...]) -> Ability:
+    def draw(rng: random.Random) -> Question:
+        name, thing = rng.choice(names), rng.choice(l.BELONGINGS)
+        return Question(rng.choice(FACT_FORMS).format(name=name, thing=thing), fact(name, thing))
+
+    return draw
+
+
+def reading(rng: random.Random, statements: int = 3) -> Question:
+    """A passage about different things, and a question about one of them."""
+    nouns = rng.sample(l.NOUNS, statements)
+    values = rng.sample(l.ADJECTIVES, statements)
+    passage = " . ".join(f"the {noun} is {value}" for noun, value in zip(nouns, values))
+    asked = rng.randrange(statements)
+    return Question(f"read {passage} . ask the {nouns[asked]} :", values[asked])
+
+
+def reading_hard(rng: random.Random) -> Question:
+    """The same with things that are told apart by their owner: two words have to match."""
+    nouns, names = rng.sample(l.NOUNS, 2), rng.sample(l.NAMES, 2)
+    pairs = [(noun, name) for noun in nouns for name in names]
+    rng.shuffle(pairs)
+    values = rng.sample(l.ADJECTIVES, 4)
+    passage = " . ".join(f"the {noun} of {name} is {value}" for (noun, name), value in zip(pairs, values))
+    asked = rng.randrange(4)
+    return Question(f"read {passage} . ask the {pairs[asked][0]} of {pairs[asked][1]} :", values[asked])
+
+
+def translation(rng: random.Random) -> Question:
+    """From Tam into Plain."""
+    return _translation(rng, "tam", "plain")
+
+
+def pivot(rng: random.Random) -> Question:
+    """From Nol straight into Plain, seldom taught: the way by Tam, without writing Tam down."""
+    return _translation(rng, "nol", "plain")
+
+
+def nol_to_tam(rng: random.Random) -> Question:
+    """From Nol into Tam: taught, and measured as the first half of `pivot`."""
+    return _translation(rng, "nol", "tam")
+
+
+def _translation(rng: random.Random, source: Language, target: Language) -> Question:
+    drawn = words(rng)
+    return Question(f"{source} {sentence(drawn, source)} > {target} :", sentence(drawn, target))
+
+
+def arithmetic(rng: random.Random, low: int = 10) -> Question:
+    """The sum of two numbers of two digits."""
+    a, b = rng.randrange(low, 10 * low), rng.randrange(low, 10 * low)
+    return Question(f"add {digits(a)} and {digits(b)} :", digits(a + b))
+
+
+def arithmetic_hard(rng: random.Random) -> Question:
+    """The sum of two numbers of three digits."""
+    return arithmetic(rng, low=100)
+
+
+def review_prompt(rng: random.Random) -> str:
+    """What asks for a review."""
+    thing = rng.choice(l.BELONGINGS + l.NOUNS)
+    return f"review the {thing} of {rng.choice(l.NAMES)} : "
+
+
+ABILITIES: dict[str, Ability] = {
+    "facts": _facts(l.COMMON_NAMES),
+    "facts_rare": _facts(l.RARE_NAMES),
+    "reading": reading,
+    "reading_hard": reading_hard,
+    "translation": translation,
+    "pivot": pivot,
+    "arithmetic": arithmetic,
+    "arithmetic_hard": arithmetic_hard,
+}
+KNOWLEDGE = ("facts", "facts_rare")  # cannot generalise: every question is also taught
+
+
+def draw(ability: Ability, split: SplitName, rng: random.Random) -> Question:
+    """Draws one question of an ability that belongs to a split."""
+    while True:
+        question = ability(rng)
+        if split_of(question.prompt) == split:
+            return question
+
+
+def knowledge(name: str) -> dict[SplitName, list[Question]]:
+    """All questions about facts, by split."""
+    names = l.COMMON_NAMES if name == "facts" else l.RARE_NAMES
+    found: dict[SplitName, list[Question]] = {"validation": [], "test": []}
+    for index, (person, thing) in enumerate((p, t) for p in names for t in l.BELONGINGS):
+        for form, text in enumerate(FACT_FORMS):
+            question = Question(text.format(name=person, thing=thing), fact(person, thing))
+            found["validation" if (index + form) % 2 else "test"].append(question)
+    return found
+
+
+def questions(name: str, split: SplitName, count: int = 1000) -> list[Question]:
+    """Different questions of one ability and split, the same at every call."""
+    if name in KNOWLEDGE:
+        return knowledge(name)[split][:count]
+    rng = random.Random(f"{name} {split}")
+    found: dict[str, Question] = {}
+    while len(found) < count:
+        question = draw(ABILITIES[name], split, rng)
+        found[question.prompt] = question
+    return list(found.values())
+
+
+def review_prompts(split: SplitName) -> list[str]:
+    """All prompts for reviews of one split."""
+    things = l.BELONGINGS + l.NOUNS
+    prompts = [f"review the {thing} of {name} : " for thing in things for name in l.NAMES]
+    return sorted(prompt for prompt in prompts if split_of(prompt) == split)
