@@ -65,7 +65,7 @@ def plain_arm(**more):
     """Three checkpoints: step 30 has the highest proxy, step 20 the highest gold and less tax.
 
     Retention of facts is a / 0.8, of reading (a - 0.25) / 0.5, so that the taxes on select are
-        step 10: 0.8, 0.75 -> 1, 1 -> 0;  step 20: 0.72, 0.70 -> 0.9, 0.9 -> 0.1;  step 30: 0.6, 0.5 -> 0.75, 0.5 -> 0.375.
+    step 10: 0.8, 0.75 -> 1, 1 -> 0;  step 20: 0.72, 0.70 -> 0.9, 0.9 -> 0.1;  step 30: 0.6, 0.5 -> 0.75, 0.5 -> 0.375.
     """
     return Arm(
         "plain",

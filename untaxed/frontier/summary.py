@@ -124,6 +124,7 @@ def _point(study: Comparison, setting: Setting | None, roles: Sequence[str]) -> 
     return {
         "setting": setting.label,
         "values": dict(setting.values),
+        "names": {str(seed): point.name for seed, point in sorted(setting.points.items())},
         "chosen_as": list(roles),
         "reward": _group(study, "reward", setting),
         "share": study.share(setting).json(),

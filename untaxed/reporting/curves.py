@@ -1,0 +1,62 @@
+"""What a measure does over training: seed means of validation at every step, resets as a fall at one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .directory import StudyFiles
+
+Point = Mapping[str, Any]
+PHASES = (None, "before", "after")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One measure of one arm over steps; at a reset the step stands twice, before and after.
+
+    Attributes:
+        low: The lowest seed at every step; `high` the highest.
+        resets: The steps at which the weights were reset.
+    """
+
+    steps: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    resets: list[int]
+
+
+def trained_points(files: StudyFiles, arm: str, values: Mapping[str, Any]) -> list[list[Point]]:
+    """The points along training, one list a seed, of an arm at one choice of its swept values.
+
+    Empty for an arm that trains nothing: its variants stand at one step, and the runs are another arm's.
+    """
+    setting = files.setting(arm, values)
+    if setting is None or setting["variant"] is not None:
+        return []
+    runs = [files.runs[key] for key in setting["runs"].values() if key in files.runs]
+    return [[p for p in run["points"] if p["variant"] is None] for run in runs if run["points"]]
+
+
+def curve(runs: Sequence[Sequence[Point]], group: str, name: str, initial: Point | None) -> Curve:
+    """One measure over the steps that all seeds have."""
+    tables = [{(p["step"], PHASES.index(p["phase"])): _value(p, group, name) for p in points} for points in runs]
+    moments = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
+    start = _value(initial, group, name) if initial else None
+    rows = [(0, [start])] if start is not None and moments else []
+    rows += [(step, [table[step, phase] for table in tables]) for step, phase in moments]
+    known = [(step, [value for value in values if value is not None]) for step, values in rows]
+    known = [(step, values) for step, values in known if values]
+    return Curve(
+        steps=[step for step, _ in known],
+        mean=[sum(values) / len(values) for _, values in known],
+        low=[min(values) for _, values in known],
+        high=[max(values) for _, values in known],
+        resets=[step for step, phase in moments if PHASES[phase] == "after"],
+    )
+
+
+def _value(point: Point, group: str, name: str) -> float | None:
+    return ((point["validation"] or {}).get(group) or {}).get(name)

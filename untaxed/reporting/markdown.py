@@ -1,0 +1,50 @@
+"""The summary as Markdown, for issues and pages."""
+
+from __future__ import annotations
+
+import re
+
+from .numbers import Cell, Summary
+from .tables import arms_table
+
+
+def markdown(summary: Summary) -> str:
+    """Verdict, caveats, the table of arms with its notes, and the abilities that were left out."""
+    table = arms_table(summary)
+    head = ["arm", *(column.title for column in table.columns)]
+    rows = [[_escaped(entry["arm"]), *map(_cell, cells)] for entry, cells in table.rows]
+    lines = [
+        f"**{_escaped(summary['verdict'])}**",
+        "",
+        *(f"- {_escaped(line)}" for line in summary["caveats"]),
+        "",
+        _row(head),
+        _row(["---", *("--:" for _ in table.columns)]),
+        *map(_row, rows),
+        "",
+        *(f"{number}. {_escaped(reason)}" for number, reason in enumerate(table.notes, start=1)),
+        *(["", _left_out(summary)] if summary["left_out"] else []),
+        "",
+        "Chosen on validation, read on test; 95 % intervals"
+        f" from {summary['seeds']} seed{'' if summary['seeds'] == 1 else 's'}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(cell: Cell) -> str:
+    span = f" ({cell.span})" if cell.span else ""
+    return f"{cell.mean}{span}" + (f" [{cell.note}]" if cell.note is not None else "")
+
+
+def _left_out(summary: Summary) -> str:
+    return "Left out: " + "; ".join(f"{_escaped(out['ability'])} ({_escaped(out['why'])})" for out in summary["left_out"])
+
+
+def _escaped(text: str) -> str:
+    """Text of others as text: no tags, no links, no table borders, no line breaks."""
+    text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,76 @@
+"""Numbers as readers see them: rounded, with their interval, and a note where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+NOTHING = "–"
+Summary = Mapping[str, Any]
+
+
+def decimals(*values: float | None) -> int:
+    """How many decimals tell numbers of this size apart: three below 10, fewer above."""
+    size = max((abs(value) for value in values if value is not None), default=0.0)
+    return 3 if size < 10 else 1 if size < 1000 else 0
+
+
+def plain_number(value: float | None, places: int | None = None) -> str:
+    """A rounded number with a true minus sign and no negative zero."""
+    if value is None:
+        return NOTHING
+    places = decimals(value) if places is None else places
+    rounded = round(value, places) + 0.0  # -0.0 + 0.0 = 0.0
+    return f"{rounded:.{places}f}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table.
+
+    Attributes:
+        mean: The number, or a dash.
+        span: ``low to high``; empty where there is no interval.
+        note: Number of the note that belongs to it; None: none.
+    """
+
+    mean: str
+    span: str = ""
+    note: int | None = None
+
+
+@dataclass
+class Notes:
+    """The reasons behind a table's dashes, numbered in the order in which they come up.
+
+    Attributes:
+        silent: Cautions that are said elsewhere for the whole table.
+    """
+
+    silent: tuple[str, ...] = ()
+    reasons: list[str] = field(default_factory=list)
+
+    def number(self, why: str | None) -> int | None:
+        """The number of a reason."""
+        if why is None or why in self.silent:
+            return None
+        if why not in self.reasons:
+            self.reasons.append(why)
+        return self.reasons.index(why) + 1
+
+    def cell(self, interval: Mapping[str, Any] | None, *, why: str = "not measured", signed: bool = False) -> Cell:
+        """A number of the summary as a cell; `signed` writes a plus before positive ones."""
+        if interval is None or interval["mean"] is None:
+            return Cell(NOTHING, note=self.number(why if interval is None else interval["why"]))
+        low, mean, high = interval["low"], interval["mean"], interval["high"]
+        places = decimals(low, mean, high)
+        sign = "+" if signed and round(mean, places) > 0 else ""
+        span = "" if low is None else f"{plain_number(low, places)} to {plain_number(high, places)}"
+        return Cell(sign + plain_number(mean, places), span, self.number(interval["why"]))
+
+
+def notes_of(summary: Summary) -> Notes:
+    """Notes for a table of a summary; with few seeds its caveats say once that all intervals are of items only."""
+    seeds = summary["seeds"]
+    return Notes(silent=(f"items only, {seeds} seed{'' if seeds == 1 else 's'}", "items only"))

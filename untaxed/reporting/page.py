@@ -1,0 +1,155 @@
+"""The report as one HTML file: no scripts, no requests, everything from models and specs escaped."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import require
+from .curves import curve, trained_points
+from .directory import StudyFiles, read_study
+from .numbers import Summary
+from .plots import CurvePlot, arm_looks, curve_plot, difference_bars, frontier_plot
+from .axes import looks
+from .samples import samples
+from .tables import abilities_table, arms_table
+
+FRONTIER_SIZES = {"wide": (660, 430), "narrow": (350, 340)}
+GROUPS = {"reward": "Reward", "drift": "Drift from the initial model", "abilities": "Abilities"}
+CHOICES = {
+    "ship": "ships at",
+    "last": "last step",
+    "q0.5": "matched reward 0.5",
+    "q0.8": "matched reward 0.8",
+    "q0.95": "matched reward 0.95",
+}
+WORDS = {
+    "Initial": "the model that alignment starts from.",
+    "Arm": "one remedy, or several composed, with all its settings; plain is alignment without a remedy.",
+    "Reward": "what alignment maximises; proxy where it is learned, gold where the truth is known.",
+    "Kept": "an ability above chance, as a share of what initial had above chance on the same items.",
+    "Tax": "1 minus the mean share kept over a group of abilities.",
+    "Select, report": "choices look at the select abilities; report abilities are shown and never chosen on.",
+    "Ships at": "the setting with the highest proxy reward on validation: what someone without ability data ships.",
+    "Matched reward 0.95": "the least tax among settings with at least 0.95 of the reward that plain gains where it ships.",
+    "Early stopping": "plain's own checkpoints at matched reward. It costs nothing, so a remedy has to beat it.",
+    "Beyond early stopping": "tax of early stopping minus tax of the arm at matched reward 0.95; above 0 is better.",
+    "Recovered": "1 minus the arm's tax at matched reward 0.95 as a share of plain's where it ships, on report abilities.",
+    "Area": "share kept at a reward share or more, averaged over reward shares from 0 to 1; 1 is free alignment.",
+    "Drift": "distance from initial without a task; forward KL in nats a token on texts of initial.",
+    "Interval": "95 %: Student's t over seeds with the noise of test items added; for Recovered, Fieller's.",
+}
+
+
+def html(directory: str | Path) -> str:
+    """The page of a study's directory, finished or not.
+
+    Raises:
+        StoreError: The directory holds no study.
+        MissingExtra: jinja2 is not installed.
+    """
+    jinja = require("jinja2", extra="report")
+    environment = jinja.Environment(
+        loader=jinja.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja.StrictUndefined,
+    )
+    files = read_study(directory)
+    return environment.get_template("report.html").render(**_content(files), **_of_summary(files))
+
+
+def write_html(directory: str | Path, file: str | Path | None = None) -> Path:
+    """Writes the page to `file`, or to ``report.html`` in the directory, whole or not at all."""
+    target = Path(directory) / "report.html" if file is None else Path(file)
+    content = html(directory).encode("utf-8", errors="replace")
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".report-", delete=False) as temporary:
+        temporary.write(content)
+        temporary.flush()
+        os.fsync(temporary.fileno())
+    os.chmod(temporary.name, 0o644)
+    os.replace(temporary.name, target)
+    return target
+
+
+def _content(files: StudyFiles) -> dict[str, Any]:
+    """What does not need a summary."""
+    spec = files.study.get("spec", {})
+    done = [run for run in files.runs.values() if run["status"] == "done"]
+    algorithm = spec.get("algorithm") or {}
+    return {
+        "name": spec.get("name", "study"),
+        "algorithm": algorithm.get("name"),
+        "initial_name": (spec.get("models") or {}).get("initial"),
+        "seeds": spec.get("seeds", []),
+        "started": files.study.get("started"),
+        "versions": files.study.get("versions", {}),
+        "host": files.study.get("host"),
+        "git": files.study.get("git"),
+        "spec": json.dumps(spec, indent=2, ensure_ascii=False),
+        "arms_described": files.study["arms"],
+        "done": len(done),
+        "planned": len(files.planned),
+        "missing": files.missing,
+        "failed": files.failed,
+        "words": WORDS,
+        "choices": CHOICES,
+        "curve_groups": _curves(files),
+    }
+
+
+def _of_summary(files: StudyFiles) -> dict[str, Any]:
+    """What a summary adds; all None where there is none."""
+    summary = files.summary
+    if summary is None:
+        return dict.fromkeys(("summary", "frontier", "bars", "arms", "abilities", "samples", "styles"))
+    plots = {name: frontier_plot(summary, width=width, height=height) for name, (width, height) in FRONTIER_SIZES.items()}
+    return {
+        "summary": summary,
+        "frontier": plots if plots["wide"] else None,
+        "bars": difference_bars(summary),
+        "arms": arms_table(summary),
+        "abilities": abilities_table(summary),
+        "samples": samples(files, summary, _looked_at_first(summary)),
+        "styles": arm_looks(summary),
+    }
+
+
+def _looked_at_first(summary: Summary) -> list[str]:
+    """Plain, then the arm that does best against early stopping."""
+    plain = [entry["arm"] for entry in summary["arms"] if entry["plain"]]
+    known = [entry for entry in summary["arms"] if entry["beyond_early_stopping"]["mean"] is not None]
+    best = sorted(known, key=lambda entry: -entry["beyond_early_stopping"]["mean"])
+    return [*plain, *(entry["arm"] for entry in best)]
+
+
+def _curves(files: StudyFiles) -> list[tuple[str, list[tuple[Mapping[str, Any], CurvePlot]]]]:
+    """For every group of measures its curves, each arm at the swept values that it is shown at."""
+    shown = {entry["arm"]: entry for entry in (files.summary or {}).get("arms", [])}
+    arms = [arm["arm"] for arm in files.study["arms"]]
+    styles = looks((arm, arm == "plain", arm == "early_stopping") for arm in arms)
+    runs = {arm: trained_points(files, arm, _shown_values(shown.get(arm))) for arm in arms}
+    groups = []
+    for group, title in GROUPS.items():
+        panels = []
+        for measure in files.study.get("measures", []):
+            if measure["group"] == group:
+                curves = {arm: curve(points, group, measure["name"], files.initial) for arm, points in runs.items()}
+                plot = curve_plot(curves, styles)
+                if plot:
+                    panels.append((measure, plot))
+        if panels:
+            groups.append((title, panels))
+    return groups
+
+
+def _shown_values(entry: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if entry is None:
+        return {}
+    point = next((one for one in entry["points"] if one["setting"] == entry["shown"]["setting"]), None)
+    return point["values"] if point else {}

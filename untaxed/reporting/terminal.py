@@ -1,0 +1,69 @@
+"""The summary on a terminal, as wide as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from .numbers import Cell, Summary
+from .tables import Column, Table, arms_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def terminal(summary: Summary, console: Console) -> None:
+    """Prints verdict, table of arms and what must be known beside them; drops columns that do not fit."""
+    table = arms_table(summary)
+    console.print()
+    console.print(Text(summary["verdict"], style="bold"))
+    console.print()
+    columns = fitting(table, console.width)
+    console.print(_drawn(table, columns))
+    for number, reason in enumerate(table.notes, start=1):
+        if any(cell.note == number for _, cells in table.rows for c, cell in zip(table.columns, cells) if c in columns):
+            console.print(Text(f"{_mark(number)} {reason}", style="dim"))
+    hidden = [column.title for column in table.columns if column not in columns]
+    if hidden:
+        console.print(Text(f"In a wider window, in --json and in the report: {', '.join(hidden)}.", style="dim"))
+    for line in [*summary["caveats"], *(f"Left out: {out['ability']} ({out['why']})." for out in summary["left_out"])]:
+        console.print(Text(line))
+
+
+def fitting(table: Table, width: int) -> list[Column]:
+    """The columns that fit beside the names of the arms, the most telling first to stay."""
+    names = min(max((len(entry["arm"]) for entry, _ in table.rows), default=3), max(12, width // 3))
+    room, kept = width - names - 3, set()
+    for index, column in sorted(enumerate(table.columns), key=lambda pair: pair[1].rank):
+        room -= 2 + max([len(_lines(cells[index]).plain.split("\n")[1]) for _, cells in table.rows] + [9])
+        if room < 0 and kept:
+            break
+        kept.add(column)
+    return [column for column in table.columns if column in kept]
+
+
+def _drawn(table: Table, columns: list[Column]) -> RichTable:
+    drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    drawn.add_column("arm", overflow="fold", vertical="top")
+    for column in columns:
+        drawn.add_column(column.title, justify="right", vertical="top", no_wrap=False)
+    for entry, cells in table.rows:
+        shown = [_lines(cell) for column, cell in zip(table.columns, cells) if column in columns]
+        drawn.add_row(Text(entry["arm"]), *shown)
+    return drawn
+
+
+def _lines(cell: Cell) -> Text:
+    text = Text(cell.mean)
+    if cell.note is not None:
+        text.append(_mark(cell.note), style="dim")
+    return text.append(f"\n{cell.span}", style="dim")
+
+
+def _mark(note: int) -> str:
+    return str(note).translate(SUPERSCRIPT)
