@@ -101,6 +101,8 @@ class Bench:
             "identity": self.identity,
             "steps": self.steps,
             "every": self.every,
+            "measured_steps": len(self.aligned) or -(-self.steps // self.every),
+            "given": bool(self.aligned),
             "parameters": sum(math.prod(shape) for shape in shapes),
             "measures": [
                 {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .bench import Bench, prepare
+from .estimate import probe
 from .events import Listener
 from .runs import execute_run, measure_initial, measure_test
 from .spec import parse_spec
@@ -70,9 +71,14 @@ def _test(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
     measure_test(bench, store, bench.runs[job["key"]], job["points"], listen)
 
 
+def _probe(bench: Bench, store: Store, job: Job, listen: Listener) -> dict[str, float]:
+    return probe(bench)
+
+
 JOBS: Mapping[str, Callable[[Bench, Store, Job, Listener], Any]] = {
     "prepare": _prepare,
     "initial": _initial,
     "run": _run,
     "test": _test,
+    "probe": _probe,
 }

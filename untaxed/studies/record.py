@@ -18,25 +18,20 @@ SAME = ("models", "data", "algorithm", "measure", "keep")  # arms and seeds may 
 PACKAGES = ("untaxed", "torch", "transformers", "trl", "accelerate", "datasets", "numpy", "safetensors")
 
 
-def record(store: Store, spec: StudySpec, facts: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> None:
-    """Writes ``study.json``, or compares with the one that is there.
+def describe(spec: StudySpec, facts: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a study is, as ``study.json`` holds it."""
+    shared = {key: facts[key] for key in ("identity", "measures", "select", "report", "parameters", "steps")}
+    return {"version": VERSION, "spec": _resolved(spec, facts), **shared, "arms": list(arms)}
 
-    Raises:
-        StoreError: The directory holds a study of other models, data, algorithm or measures; every difference is named.
-    """
-    content: dict[str, Any] = {
-        "version": VERSION,
-        "spec": _resolved(spec, facts),
-        "identity": facts["identity"],
-        **{key: facts[key] for key in ("measures", "select", "report", "parameters", "steps")},
-        "arms": list(arms),
-    }
-    about = {"versions": versions(), "host": host(), "git": git_state(), "started": _now()}
+
+def record(store: Store, content: Mapping[str, Any]) -> None:
+    """Writes ``study.json``: `content`, and where and with what the study was first started."""
     if store.study.exists():
         old = read_json(store.study)
-        _compare(store, old, content)
-        about = {key: old[key] for key in about}
-    write_json(store.study, content | about)
+        about = {key: old[key] for key in ("versions", "host", "git", "started")}
+    else:
+        about = {"versions": versions(), "host": host(), "git": git_state(), "started": _now()}
+    write_json(store.study, {**content, **about})
 
 
 def _resolved(spec: StudySpec, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,11 +42,19 @@ def _resolved(spec: StudySpec, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {**resolved, "measure": {**resolved["measure"], "every": facts["every"]}}
 
 
-def _compare(store: Store, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def compare(store: Store, new: Mapping[str, Any]) -> None:
+    """Compares a study with the one that its directory holds, if it holds one.
+
+    Raises:
+        StoreError: Models, data, algorithm or measures differ; every difference is named.
+    """
+    if not store.study.exists():
+        return
+    old = read_json(store.study)
     if old.get("version") != VERSION:
         raise StoreError(f"{store.study}: is of version {old.get('version')}, this is {VERSION}; use another directory")
     found = [line for key in SAME for line in differences(old["spec"].get(key), new["spec"].get(key), key)]
-    found += list(differences(old["identity"]["models"], new["identity"]["models"], "files of models"))
+    found += differences(old["identity"]["models"], new["identity"]["models"], "files of models")
     found += [line for key in ("measures", "select", "report") for line in differences(old[key], new[key], key)]
     if found:
         raise StoreError(

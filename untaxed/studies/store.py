@@ -181,12 +181,13 @@ def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, what: str, patience_s: float = 10.0) -> Iterator[None]:
+def locked(path: Path, *, what: str, shared: bool = False, patience_s: float = 10.0) -> Iterator[None]:
     """Holds a lock file, which the operating system frees when its holder dies.
 
     Args:
         path: The lock file; made where it is missing, and left in place.
         what: What is locked, for the error: "study out/demo".
+        shared: Whether others that share it may hold it too.
         patience_s: How long to wait for a holder that is about to end.
     """
     with disk_errors(path):
@@ -194,7 +195,7 @@ def locked(path: Path, *, what: str, patience_s: float = 10.0) -> Iterator[None]
         file = path.open("a+")
     with file:
         until = time.monotonic() + patience_s
-        while not _try_lock(file):
+        while not _try_lock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             if time.monotonic() > until:
                 file.seek(0)
                 raise StoreError(f"{what} is in use by process {file.read().strip() or '?'}; wait for it or stop it")
@@ -205,9 +206,9 @@ def locked(path: Path, *, what: str, patience_s: float = 10.0) -> Iterator[None]
         yield
 
 
-def _try_lock(file: Any) -> bool:
+def _try_lock(file: Any, kind: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -15,18 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UntaxedError
+from ..errors import SpecError, UntaxedError
 from ..method import Context
 from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs, run_key, variant, variant_name
+from .estimate import Estimate, estimate
 from .events import Event, Listener, ignore
-from .jobs import Crash, Crew, Job
-from .record import record
+from .jobs import Crash, Crew, Inline, Job
+from .record import compare, describe, record
 from .results import load_results
 from .runs import prune, record_failure
 from .spec import StudySpec, load_spec, parse_spec
 from .store import Store, check_directory, locked, read_json
 from .summary import chosen_points, wanted_tests, write_summary
-from .workers import open_crew
+from .workers import default_workers, open_crew
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,57 @@ def run_study(
     return Study(work.store.directory, summary["failed"])
 
 
+def planned(
+    spec: StudySpec | Mapping[str, Any] | str | Path,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    progress: Listener = ignore,
+) -> tuple[list[str], Estimate]:
+    """Checks a study as `run_study` would, starts nothing, and says what is left to do and what it will cost.
+
+    Returns:
+        Key and label of every unfinished run, and the estimate.
+    """
+    spec = _as_spec(spec)
+    work = Work(spec, out, listen=progress)
+    with open_crew(spec, workers) as crew:
+        work.prepare(crew)
+        unfinished = work.unfinished()
+        probed = None
+        if unfinished and len(unfinished) == len(work.runs):
+            progress(Event("note", text="trying out a few steps"))
+            [probed] = work.do(crew, [work.job("probe")])
+    count = default_workers(spec) if workers is None else workers
+    cost = estimate(work.store, work.runs, unfinished, work.facts, keep=spec.keep, workers=count, probed=probed)
+    return [f"{run.key}  {work.label(run)}" for run in unfinished], cost
+
+
+def align(spec: StudySpec, key: str, out: str | Path, progress: Listener = ignore) -> dict[str, Any]:
+    """Does one run of a study in this process.
+
+    Args:
+        spec: The study.
+        key: The run's key, or a beginning of it that no other run has.
+        out: The study's directory, created where it is missing.
+        progress: Is told what happens.
+    Returns:
+        The run's result.
+    Raises:
+        SpecError: The study has no such run.
+    """
+    work, crew = Work(spec, out, listen=progress), Inline()
+    work.prepare(crew)
+    found = [run for run in work.runs.values() if run.key.startswith(key)]
+    if len(found) != 1:
+        known = "; ".join(f"{run.key} ({work.label(run)})" for run in work.runs.values())
+        raise SpecError(f"--run {key}: {'several runs begin so' if found else 'no such run'}; known: {known}")
+    with work.begun(shared=True):
+        work.measure_initial(crew)
+        progress(Event("plan", found[0].key, work.label(found[0]), steps=work.facts["steps"]))
+        work.do(crew, [work.job("run", key=found[0].key)])
+    return work.store.result(found[0].key) or {}
+
+
 def _as_spec(spec: StudySpec | Mapping[str, Any] | str | Path) -> StudySpec:
     if isinstance(spec, StudySpec):
         return spec
@@ -115,17 +167,22 @@ class Work:
     # --- 1, 2 ------------------------------------------------------------------------------------------------------
 
     def prepare(self, crew: Crew) -> None:
-        """Has the task made and checked; nothing is written to the study's directory."""
+        """Has the task made and checked, and the directory's own study compared; nothing is written there."""
         self._listen(Event("note", text="checking models, data and methods"))
-        [self.facts] = self._do(crew, [self._job("prepare")])
+        [self.facts] = self.do(crew, [self.job("prepare")])
         self.runs = plan_runs(self.arms, self.spec.seeds, self.facts["identity"])
+        compare(self.store, self.described())
+
+    def described(self) -> dict[str, Any]:
+        """What the study is, as ``study.json`` holds it."""
+        return describe(self.spec, self.facts, [self._entry(arm) for arm in self.arms])
 
     @contextmanager
-    def begun(self) -> Iterator[None]:
+    def begun(self, *, shared: bool = False) -> Iterator[None]:
         """Holds the study's directory while the block works in it, and says there what the study is."""
         self.store.create()
-        with locked(self.store.directory / ".lock", what=f"study {self.store.directory}"):
-            record(self.store, self.spec, self.facts, [self._entry(arm) for arm in self.arms])
+        with locked(self.store.directory / ".lock", what=f"study {self.store.directory}", shared=shared):
+            record(self.store, self.described())
             yield
 
     def _entry(self, arm: ArmPlan) -> dict[str, Any]:
@@ -148,7 +205,7 @@ class Work:
         """Measures the initial model, where that has not been done."""
         if not (self.store.initial / "result.json").exists():
             self._listen(Event("note", text="measuring the initial model"))
-            self._do(crew, [self._job("initial")])
+            self.do(crew, [self.job("initial")])
 
     def unfinished(self) -> list[RunPlan]:
         """The runs that have something left to do, those with most of it first."""
@@ -169,10 +226,12 @@ class Work:
     def make_runs(self, crew: Crew) -> None:
         """Does every unfinished run; one that crashes its worker is recorded as failed."""
         unfinished = self.unfinished()
+        if unfinished:
+            self.store.summary.unlink(missing_ok=True)  # it will not hold any more
         self._listen(Event("note", text=f"{len(self.runs)} runs, {len(self.runs) - len(unfinished)} of them done"))
         for run in unfinished:
             self._listen(Event("plan", run.key, self.label(run), steps=self.facts["steps"]))
-        results = crew.run([self._job("run", key=run.key) for run in unfinished], self._listen)
+        results = crew.run([self.job("run", key=run.key) for run in unfinished], self._listen)
         for run, result in zip(unfinished, results):
             if isinstance(result, Crash):
                 record_failure(self.store, run, why=result.why, details=result.log)
@@ -195,7 +254,7 @@ class Work:
         wanted = wanted_tests(self.store)
         if wanted:
             self._listen(Event("note", text=f"measuring {sum(map(len, wanted.values()))} chosen points on test"))
-        self._do(crew, [self._job("test", key=key, points=points) for key, points in wanted.items()])
+        self.do(crew, [self.job("test", key=key, points=points) for key, points in wanted.items()])
 
     def _again(self) -> list[str]:
         """Sets back the runs whose newly chosen points have lost their weights, as `keep` without `all` may do."""
@@ -223,10 +282,11 @@ class Work:
 
     # ---------------------------------------------------------------------------------------------------------------
 
-    def _job(self, name: str, **about: Any) -> Job:
+    def job(self, name: str, **about: Any) -> Job:
+        """A job of this study."""
         return {"job": name, "spec": self.spec.resolved(), "out": str(self.store.directory), **about}
 
-    def _do(self, crew: Crew, jobs: list[Job]) -> list[Any]:
+    def do(self, crew: Crew, jobs: list[Job]) -> list[Any]:
         """Does jobs none of which may be lost."""
         results = crew.run(jobs, self._listen)
         for result in results:

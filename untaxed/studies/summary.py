@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from .. import frontier
-from .results import Results
-from .store import Store, write_json
+from ..errors import StoreError
+from .results import Results, opened
+from .store import Store, finite, read_json, write_json
 
 
 def wanted_tests(store: Store) -> dict[str, list[str]]:
@@ -19,14 +21,30 @@ def wanted_tests(store: Store) -> dict[str, list[str]]:
     return wanted
 
 
+def summary_of(directory: str | Path) -> dict[str, Any]:
+    """The summary of a study: as it was written, or of what there is so far."""
+    store = opened(directory)
+    if store.summary.exists():
+        return dict(read_json(store.summary))
+    if not (store.initial / "result.json").exists():
+        raise StoreError(f"{directory}: nothing has been measured yet; start the study again")
+    return summarised(store)
+
+
 def write_summary(store: Store) -> dict[str, Any]:
     """Reads the frontier off the results and writes ``summary.json``."""
+    summary = summarised(store)
+    write_json(store.summary, summary)
+    return summary
+
+
+def summarised(store: Store) -> dict[str, Any]:
+    """Reads the frontier off the results."""
     results = Results(store)
     choices = frontier.choose(results.arms, results.facts)
     summary = {"name": results.about["spec"]["name"], **frontier.summarise(results.arms, results.facts, choices)}
     summary["failed"] = [{"run": run["key"], "seed": run["seed"], "why": run["why"]} for run in results.failed]
-    write_json(store.summary, summary)
-    return summary
+    return dict(finite(summary))
 
 
 def chosen_points(store: Store) -> dict[str, set[str]]:

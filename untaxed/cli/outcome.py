@@ -1,0 +1,48 @@
+"""How a command ends: one line for what went wrong, and the exit code."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+
+from ..errors import UntaxedError, UsageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+
+
+def one_line_errors(command: Callable[P, T]) -> Callable[P, T]:
+    """Ends a command with one line and the exit code where it raises an error of ours, or is interrupted.
+
+    With ``UNTAXED_DEBUG=1`` the error goes through with its traceback.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside: as careful as Ctrl-C
+        try:
+            return command(*args, **kwargs)
+        except UntaxedError as error:
+            if os.environ.get("UNTAXED_DEBUG") == "1":
+                raise
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(WRONG if isinstance(error, UsageError) else FAILED) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted: what was finished is kept; give the same command again to go on", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    return wrapped
+
+
+def print_json(value: Any) -> None:
+    """Prints plain values as JSON on standard output."""
+    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1))

@@ -1,0 +1,37 @@
+"""``untaxed study --plan``: runs, minutes and disk before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from ..studies import StudySpec
+from .outcome import print_json
+from .progress import shown
+
+
+def show_plan(spec: StudySpec, out: Path, workers: int | None, *, as_json: bool) -> None:
+    """Checks everything, tries out a few steps where nothing is known yet, and prints what would be done."""
+    from ..studies.study import planned
+
+    with shown() as listen:
+        labels, estimate = planned(spec, out, workers, listen)
+    if as_json:
+        print_json({**estimate.json(), "unfinished": labels})
+        return
+    minutes = "not known" if estimate.seconds is None else f"about {estimate.seconds / 60:.1f}"
+    typer.echo(f"runs      {estimate.runs}, {estimate.done} of them done")
+    typer.echo(f"each      {estimate.steps} steps, up to {estimate.points} models measured")
+    typer.echo(f"minutes   {minutes} ({estimate.basis})")
+    typer.echo(f"disk      {_size(estimate.disk_bytes)} of weights at most, about {_size(estimate.kept_bytes)} stay")
+    for label in labels:
+        typer.echo(f"  to do   {label}")
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
