@@ -61,9 +61,7 @@ def test_every_truncation_is_found(model_dir: Path) -> None:
         with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated or corrupted"):
             check_model_dir(model_dir)
     file.write_bytes(content + b"\0")
-    with pytest.raises(
-        CheckpointError, match=rf"it has {len(content) + 1} bytes and its header promises {len(content)}"
-    ):
+    with pytest.raises(CheckpointError, match=rf"it has {len(content) + 1} bytes and its header promises"):
         check_model_dir(model_dir)
 
 
@@ -107,12 +105,10 @@ def test_garbage_in_the_header_is_found(model_dir: Path) -> None:
 def test_a_damaged_shard_is_named(model_dir: Path) -> None:
     second = shard(model_dir)[1]
     second.write_bytes(second.read_bytes()[:-4])
-    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors is truncated"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors is truncated"):
         check_model_dir(model_dir)
     second.unlink()
-    with pytest.raises(
-        CheckpointError, match=r"model-00002-of-00002.safetensors is missing, but .*index.json names it"
-    ):
+    with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors is missing, but .*index\.json names it"):
         check_model_dir(model_dir)
 
 

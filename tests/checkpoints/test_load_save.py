@@ -85,7 +85,7 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tiny_initial: Pat
 def test_a_tokenizer_that_cannot_be_read_is_said(tiny_initial: Path, tmp_path: Path) -> None:
     path = shutil.copytree(tiny_initial, tmp_path / "model")
     (path / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
-    with pytest.raises(CheckpointError, match="the tokenizer of .* cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"the tokenizer of .* cannot be loaded"):
         load_tokenizer(path)
 
 
@@ -123,11 +123,11 @@ def test_a_failed_save_leaves_the_old_state_and_nothing_else(
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
-    with pytest.raises(StoreError, match="cannot write .*: Permission denied"):
+    with pytest.raises(StoreError, match=r"cannot write .*: Permission denied"):
         save_model(Saves("x"), Saves("x"), tmp_path / "model")  # type: ignore[arg-type]
 
 
 def test_a_file_where_the_folder_should_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot write .*: (Not a directory|File exists)"):
+    with pytest.raises(StoreError, match=r"cannot write .*: (Not a directory|File exists)"):
         save_model(Saves("x"), Saves("x"), tmp_path / "file" / "model")  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ class Algorithm:
         config: Its config class.
         on_policy: Samples its own completions of the task's prompts and asks the task's reward; else it learns from
             the task's preferences.
-        rows: Rows of the trainer's data set that one item of `batch_size` makes (kto takes a pair apart).
+        takes_apart: Learns from single completions with a label, two of every pair.
         fixed: Config values that make the algorithm what it is.
         defaults: Arguments that hold unless the task or the spec says otherwise.
     """
@@ -29,7 +29,7 @@ class Algorithm:
     trainer: str
     config: str
     on_policy: bool = False
-    rows: int = 1
+    takes_apart: bool = False
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType(dict(DEFAULTS)))
 
@@ -52,7 +52,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     for row in (
         Algorithm("dpo", "DPOTrainer", "DPOConfig", fixed={"loss_type": ["sigmoid"]}),
         Algorithm("ipo", "DPOTrainer", "DPOConfig", fixed={"loss_type": ["ipo"]}),
-        Algorithm("kto", "KTOTrainer", "KTOConfig", rows=2),
+        Algorithm("kto", "KTOTrainer", "KTOConfig", takes_apart=True),
         Algorithm("rloo", "RLOOTrainer", "RLOOConfig", on_policy=True),
         Algorithm("grpo", "GRPOTrainer", "GRPOConfig", on_policy=True),
     )

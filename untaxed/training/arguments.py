@@ -136,7 +136,7 @@ def to_config(row: Algorithm, arguments: Mapping[str, Any], world_size: int | No
     if micro is None:
         micro = next(size for size in range(min(share, LARGEST_MICRO_BATCH), 0, -1) if share % size == 0)
     _divides(row, f"batch_size / processes ({share})", share, f"micro_batch_size ({micro})", micro)
-    config["per_device_train_batch_size"] = micro * row.rows
+    config["per_device_train_batch_size"] = 2 * micro if row.takes_apart else micro
     config["gradient_accumulation_steps"] = share // micro
     if row.on_policy:
         _set_generation(row, config, batch, micro * world)
@@ -149,7 +149,8 @@ def _set_generation(row: Algorithm, config: dict[str, Any], batch: int, at_once:
         raise SpecError(f"algorithm {row.name}: give steps_per_generation or generation_batch_size, not both")
     steps = config.pop("steps_per_generation", None)
     size = config.get("generation_batch_size") or (steps * at_once if steps else batch)
-    groups = config.get("num_generations") or row.config_class()(bf16=False, report_to=[]).num_generations
+    default = next(item.default for item in dataclasses.fields(row.config_class()) if item.name == "num_generations")
+    groups = config.get("num_generations", default)
     _divides(row, f"generation_batch_size ({size} completions)", size, f"batch_size ({batch})", batch)
     _divides(row, f"generation_batch_size ({size} completions)", size, f"num_generations ({groups})", groups)
     config["generation_batch_size"] = size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,21 @@ def check_preferences(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         if row["chosen"] == row["rejected"]:
             raise DataError(f"preferences row {number} has chosen equal to rejected, which teaches nothing")
     return [{column: row[column] for column in COLUMNS} for row in rows]
+
+
+def take_apart(pairs: Sequence[Mapping[str, Any]], *, seed: int) -> list[dict[str, Any]]:
+    """Makes two labelled completions of every pair, in an order that the seed decides.
+
+    TRL's KTO reads its rows in their order (it pairs neighbours for its KL term), and takes a thousand pairs apart into
+    all the chosen and then all the rejected: given the pairs, it would learn from batches of one label.
+    """
+    rows = [
+        {"prompt": pair["prompt"], "completion": pair[column], "label": column == "chosen"}
+        for pair in pairs
+        for column in ("chosen", "rejected")
+    ]
+    random.Random(seed).shuffle(rows)
+    return rows
 
 
 def check_prompts(prompts: Sequence[str], *, needed: int) -> list[dict[str, str]]:
@@ -56,7 +72,7 @@ def as_reward_function(reward: Reward, step: Callable[[], int]) -> Callable[...,
         values = [float(value) for value in reward(prompts, completions)]
         if len(values) != len(completions):
             raise RunFailed(
-                f"the reward returned {len(values)} numbers for {len(completions)} completions, step {step()}"
+                f"the reward returned {len(values)} numbers for {len(completions)} completions at step {step()}"
             )
         for value, completion in zip(values, completions, strict=True):
             if not math.isfinite(value):

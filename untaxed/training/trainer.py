@@ -16,7 +16,7 @@ from ..method import Context, Method
 from .algorithms import Algorithm, algorithm
 from .arguments import check_arguments, to_config
 from .attach import policy
-from .data import as_reward_function, check_preferences, check_prompts
+from .data import as_reward_function, check_preferences, check_prompts, take_apart
 from .defaults import LARGE, machine_defaults, no_telemetry
 from .task import Task
 
@@ -90,16 +90,17 @@ def _build(row: Algorithm, config: Any, task: Task, model: nn.Module, tokenizer:
     datasets = require("datasets", extra="train")
     build = row.trainer_class()
     if not row.on_policy:
-        data = datasets.Dataset.from_list(check_preferences(task.preferences))
+        rows = check_preferences(task.preferences)
+        data = datasets.Dataset.from_list(take_apart(rows, seed=config.seed) if row.takes_apart else rows)
         reference = load_model(task.initial)
         return build(model, reference, args=config, train_dataset=data, processing_class=tokenizer)
     if task.reward is None:
         raise DataError(f"{row.name} needs a reward; the task has none")
-    rows = check_prompts(task.prompts, needed=config.generation_batch_size // config.num_generations)
+    prompts = check_prompts(task.prompts, needed=config.generation_batch_size // config.num_generations)
     # the wrapper needs the trainer for the step's number, and the trainer needs the wrapper first
     built: list[Trainer] = []
     reward = as_reward_function(task.reward, lambda: built[0].state.global_step + 1)
-    data = datasets.Dataset.from_list(rows)
+    data = datasets.Dataset.from_list(prompts)
     built.append(build(model, reward, args=config, train_dataset=data, processing_class=tokenizer))
     return built[0]
 
