@@ -1,11 +1,8 @@
-import random
-
 import pytest
-import torch
 
 from untaxed.errors import DataError
-from untaxed.measuring import encoding
-from untaxed.measuring.encoding import Scored, batches, encode, encode_answers, encode_prompts, join
+from untaxed.measuring.batching import Scored
+from untaxed.measuring.encoding import Remembered, encode, encode_answers, encode_prompts, join
 
 from .conftest import word_tokenizer
 
@@ -97,78 +94,11 @@ def test_eos_needs_a_tokenizer_that_has_it():
         answer(merging_tokenizer(eos_token=None), "a", "b", eos=True)
 
 
-def random_items(count=60):
-    rng = random.Random(1)
-    return [
-        Scored(tuple(rng.randrange(44) for _ in range(length)), rng.randrange(1, length), f"item {at}")
-        for at, length in enumerate(rng.randint(2, 12) for _ in range(count))
-    ]
-
-
-def places(batch_list):
-    """Every scored token with its owner and the tokens that the model reads before it."""
-    found = []
-    for batch in batch_list:
-        for row, column, target, owner in zip(
-            batch.rows.tolist(), batch.columns.tolist(), batch.targets.tolist(), batch.owners.tolist(), strict=True
-        ):
-            found.append((owner, column + 1, target, tuple(batch.input_ids[row, : column + 1].tolist())))
-    return sorted(found)
-
-
-@pytest.mark.parametrize("tokens", [8, 40, 10_000])
-@pytest.mark.parametrize("entries", [50, 2**24])
-def test_every_scored_token_stands_once_after_its_context(monkeypatch, tokens, entries):
-    monkeypatch.setitem(encoding.BATCH_TOKENS, "cpu", tokens)
-    monkeypatch.setattr(encoding, "LOGIT_ENTRIES", entries)
-    items = random_items()
-    expected = [
-        (owner, at, item.tokens[at], item.tokens[:at])
-        for owner, item in enumerate(items)
-        for at in range(item.start, len(item.tokens))
-    ]
-    made = batches(items, vocabulary=10)
-    assert places(made) == sorted(expected)
-    for batch in made:
-        assert batch.input_ids.numel() <= tokens or len(batch.input_ids) == 1
-        assert len(batch.targets) * 10 <= entries or len(batch.input_ids) == 1
-
-
-def test_padding_is_masked_and_absent_where_lengths_agree():
-    ragged = batches([Scored((1, 2, 3), 1, ""), Scored((1, 2, 3, 4), 1, "")], vocabulary=10)[0]
-    assert ragged.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert batches([Scored((1, 2, 3), 1, ""), Scored((1, 2, 4), 1, "")], vocabulary=10)[0].attention_mask is None
-
-
-def test_items_that_read_the_same_share_a_row():
-    choices = [Scored((5, 6, last), 2, "") for last in (7, 8, 9)]
-    batch = batches(choices, vocabulary=10)[0]
-    assert batch.input_ids.tolist() == [[5, 6]]
-    assert batch.targets.tolist() == [7, 8, 9]
-    assert batch.owners.tolist() == [0, 1, 2]
-
-
-def test_an_item_longer_than_the_context_is_named_and_never_cut():
-    fits, long = Scored((1,) * 5, 1, "facts test item 0"), Scored((1,) * 6, 1, "facts test item 1")
-    assert len(batches([fits], vocabulary=10, limit=4)) == 1  # the last token is never read
-    with pytest.raises(DataError, match="facts test item 1 has 5 tokens, more than the model's context of 4"):
-        batches([fits, long], vocabulary=10, limit=4)
-
-
-def test_no_items_no_batches():
-    assert batches([], vocabulary=10) == []
-
-
 def test_remembered_until_the_tokenizer_is_gone():
-    memory, calls = encoding.Remembered(), []
+    memory, calls = Remembered(), []
     kept = word_tokenizer()
     for tokenizer in (kept, kept, word_tokenizer()):
         memory.get(tokenizer, "key", lambda: calls.append(1))
     assert len(calls) == 2
     del tokenizer
     assert len(memory._known) == 1
-
-
-def test_tokens_are_integers(tokenizer):
-    batch = batches([answer(tokenizer, "w0", "w1")], vocabulary=44)[0]
-    assert {batch.input_ids.dtype, batch.rows.dtype, batch.targets.dtype} == {torch.long}

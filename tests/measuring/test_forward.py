@@ -1,12 +1,17 @@
 import pytest
 import torch
 
-from untaxed.measuring import encoding, forward
-from untaxed.measuring.encoding import Scored, batches
+from untaxed.measuring import batching, forward
+from untaxed.measuring.batching import Scored, batches
 from untaxed.measuring.forward import log_probs, logits_at, read, totals
 
 from .conftest import tiny_llama
 
+QUIZ = [
+    Scored(tuple(range(3, 3 + before)) + answer, before, "")
+    for before in (2, 5, 3)
+    for answer in [(30, 31), (40, 41, 42, 43), (35,)]
+]
 ITEMS = [Scored(tuple(range(3, 3 + length)), 1 + length // 3, "") for length in (4, 9, 6, 12)]
 
 
@@ -45,24 +50,20 @@ MODELS = [tiny_llama, gpt2, gemma2, without_output_layer]
 
 
 @pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("share", [True, False])
 @torch.no_grad()
-def test_logits_at_the_scored_places_equal_those_of_the_full_forward(make):
+def test_logits_equal_those_of_every_item_alone(make, share):
     model = make().eval()
-    for batch in batches(ITEMS, vocabulary=44):
-        full = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        expected = full[batch.rows, batch.columns]
-        assert torch.allclose(logits_at(model, batch), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("make", MODELS)
-@torch.no_grad()
-def test_padding_changes_nothing(make):
-    model = make().eval()
-    (padded,) = batches(ITEMS, vocabulary=44)
-    together = logits_at(model, padded)
-    for owner, item in enumerate(ITEMS):
-        (alone,) = batches([item], vocabulary=44)
-        assert torch.allclose(logits_at(model, alone), together[padded.owners == owner], atol=1e-5)
+    items = ITEMS + QUIZ
+    seen = 0
+    for batch in batches(items, vocabulary=44, share=share):
+        logits = logits_at(model, batch)
+        for owner in batch.owners.unique().tolist():
+            item = items[owner]
+            alone = model(torch.tensor([item.tokens[:-1]])).logits[0, item.start - 1 :]
+            assert torch.allclose(logits[batch.owners == owner], alone, atol=1e-5)
+            seen += 1
+    assert seen == len(items)
 
 
 @torch.no_grad()
@@ -95,4 +96,4 @@ def test_totals_sum_and_count_by_owner():
 
 
 def test_one_logit_budget():
-    assert forward.LOGIT_ENTRIES == encoding.LOGIT_ENTRIES
+    assert forward.LOGIT_ENTRIES == batching.LOGIT_ENTRIES

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import DataError
-from .encoding import Remembered, Scored, encode_answers
+from .batching import Scored
+from .encoding import Remembered, encode_answers
 from .forward import log_probs, totals
 from .subject import Subject
 from .suite import Measure, Scores, Split
@@ -34,7 +35,7 @@ class Choice:
     answer: int
 
 
-def exact_match(name: str, items: Mapping[Split, Sequence[Item]], *, eos: bool = False) -> Measure:
+def exact_match(name: str, items: Mapping[Split, Sequence[Item]], *, eos: bool = False, chance: float = 0.0) -> Measure:
     """Share of items whose answer greedy decoding would write, without decoding.
 
     Every token of the answer must be the most probable one given the prompt and the answer's earlier tokens, which
@@ -44,6 +45,7 @@ def exact_match(name: str, items: Mapping[Split, Sequence[Item]], *, eos: bool =
         name: The ability's name in results.
         items: The items of each split; `untaxed.measuring.encoding` says how prompt and answer are joined.
         eos: Whether the model must also stop after the answer.
+        chance: What guessing gets, where the prompt shows the possible answers.
     """
     memory = Remembered()
 
@@ -59,7 +61,7 @@ def exact_match(name: str, items: Mapping[Split, Sequence[Item]], *, eos: bool =
         return right[:, None]
 
     _check_items(name, items)
-    return Measure("abilities", name, "mean", score)
+    return Measure("abilities", name, "mean", score, chance=chance)
 
 
 def multiple_choice(

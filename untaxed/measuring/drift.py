@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import divergence
 from ..errors import DataError
-from .encoding import Batch, Remembered, Scored, encode
+from .batching import Batch, Scored
+from .encoding import Remembered, encode
 from .forward import log_probs, pieces, totals
 from .subject import Subject
 from .suite import Measure, Scores, Split

@@ -1,4 +1,4 @@
-"""From texts to tokens: what is scored, given what, in which batches.
+"""From texts to tokens: what is scored, and given what.
 
 The rule of the border, used everywhere: prompt and answer are joined by one space, unless the prompt is empty or
 ends in white space or the answer starts with it; the joint text is tokenised as a whole, because that is the text
@@ -8,50 +8,14 @@ tokenisation merges across the border, the merged token belongs to the answer an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor
-
 from ..errors import DataError
+from .batching import Scored
 
 T = TypeVar("T")
-BATCH_TOKENS = {"cpu": 512}  # tokens of one forward pass, padding included: what stays in a core's cache is faster
-DEVICE_BATCH_TOKENS = 16384  # on an accelerator
-LOGIT_ENTRIES = 2**24  # logits held at once: 64 MiB in float32
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Tokens of which the last ones are scored: each from `start` on, given all before it; `where` is for errors."""
-
-    tokens: tuple[int, ...]
-    start: int
-    where: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One forward pass and the places where its logits are read.
-
-    Attributes:
-        input_ids: ``(rows, length)``, padded on the right.
-        attention_mask: The same shape, or None when nothing is padded.
-        rows: ``(scored,)`` row of each scored token.
-        columns: ``(scored,)`` column of the token before it, where it is predicted.
-        targets: ``(scored,)`` the scored token itself.
-        owners: ``(scored,)`` the item it belongs to, as a position in the list given to `batches`.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    rows: Tensor
-    columns: Tensor
-    targets: Tensor
-    owners: Tensor
 
 
 class Remembered:
@@ -126,62 +90,3 @@ def encode_answers(tokenizer: Any, prompt: str, answers: Sequence[str], *, eos: 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
     pairs = enumerate(zip(left, right, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))
-
-
-def context_length(model: Any) -> int | None:
-    """How many tokens the model can read, where its config says."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    return getattr(config, "max_position_embeddings", None)
-
-
-def batches(items: Sequence[Scored], *, vocabulary: int, limit: int | None = None, device: str = "cpu") -> list[Batch]:
-    """Sorts items by length into padded batches; items that the model reads alike share a row.
-
-    Args:
-        items: What is scored.
-        vocabulary: Size of the logits, which bounds a batch as much as its tokens do.
-        limit: The model's context length; None is unlimited.
-        device: The kind of device, which says how many tokens a batch may have.
-    Raises:
-        DataError: An item is longer than the context; it is never cut.
-    """
-    readers: dict[tuple[int, ...], list[int]] = {}
-    for number, item in enumerate(items):
-        reads = item.tokens[:-1]  # the last token is predicted, never read
-        if limit is not None and len(reads) > limit:
-            raise DataError(f"{item.where} has {len(reads)} tokens, more than the model's context of {limit}")
-        readers.setdefault(reads, []).append(number)
-    tokens = BATCH_TOKENS.get(device, DEVICE_BATCH_TOKENS)
-    return [_batch(rows, items) for rows in _groups(readers, items, vocabulary, tokens)]
-
-
-def _groups(
-    readers: dict[tuple[int, ...], list[int]], items: Sequence[Scored], vocabulary: int, batch_tokens: int
-) -> Iterable[list[tuple[tuple[int, ...], list[int]]]]:
-    group: list[tuple[tuple[int, ...], list[int]]] = []
-    scored = 0
-    for reads, numbers in sorted(readers.items(), key=lambda row: len(row[0])):
-        more = sum(len(items[number].tokens) - items[number].start for number in numbers)
-        full = (len(group) + 1) * len(reads) > batch_tokens or (scored + more) * vocabulary > LOGIT_ENTRIES
-        if group and full:
-            yield group
-            group, scored = [], 0
-        group.append((reads, numbers))
-        scored += more
-    if group:
-        yield group
-
-
-def _batch(group: list[tuple[tuple[int, ...], list[int]]], items: Sequence[Scored]) -> Batch:
-    length = max(len(reads) for reads, _ in group)
-    input_ids = torch.zeros(len(group), length, dtype=torch.long)
-    mask = torch.zeros(len(group), length, dtype=torch.long)
-    places: list[tuple[int, int, int, int]] = []
-    for row, (reads, numbers) in enumerate(group):
-        input_ids[row, : len(reads)] = torch.tensor(reads, dtype=torch.long)
-        mask[row, : len(reads)] = 1
-        for number in numbers:
-            tokens, start = items[number].tokens, items[number].start
-            places += [(row, at - 1, tokens[at], number) for at in range(start, len(tokens))]
-    rows, columns, targets, owners = torch.tensor(places, dtype=torch.long).reshape(-1, 4).unbind(1)
-    return Batch(input_ids, None if bool(mask.all()) else mask, rows, columns, targets, owners)

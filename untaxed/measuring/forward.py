@@ -9,16 +9,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .encoding import LOGIT_ENTRIES, Batch
+from .batching import LOGIT_ENTRIES, Batch, Context
 from .suite import Scores
 
 
 def logits_at(model: Any, batch: Batch) -> Tensor:
     """The logits at the scored places of a batch, ``(scored, vocabulary)``."""
     device = next(model.parameters()).device
-    mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
-    inputs = {"input_ids": batch.input_ids.to(device), "attention_mask": mask, "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids.to(device), "attention_mask": batch.mask.to(device)}
+    if batch.context is None:
+        inputs["use_cache"] = False
+    else:
+        inputs |= _after(model, batch.context, **inputs)
     return read(model, batch.rows.to(device), batch.columns.to(device), **inputs)[0]
+
+
+def _after(model: Any, context: Context, *, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+    """Reads the contexts, and returns what makes every row go on from its own."""
+    device = input_ids.device
+    mask, parents = context.mask.to(device), context.parents.to(device)
+    positions = positions_of(mask)
+    place = torch.zeros(1, dtype=torch.long, device=device)  # no logits of the contexts are needed; one is the fewest
+    inputs = {"input_ids": context.input_ids.to(device), "attention_mask": mask, "position_ids": positions}
+    cache = read(model, place, place, use_cache=True, **inputs)[1].past_key_values
+    cache.batch_select_indices(parents)
+    offsets = torch.arange(input_ids.shape[1], device=device)
+    return {
+        "attention_mask": torch.cat([mask[parents], attention_mask], dim=1),
+        "position_ids": positions[parents, -1:] + 1 + offsets,
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """The position of every token from 0, whatever stands to its left: ``(rows, length)``."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def read(model: Any, rows: Tensor, columns: Tensor, **inputs: Any) -> tuple[Tensor, Any]:

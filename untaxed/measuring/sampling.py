@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .encoding import Scored, context_length, encode_prompts
-from .forward import read
+from .batching import Scored, context_length
+from .encoding import encode_prompts
+from .forward import positions_of, read
 from .suite import Sampling
 
 
@@ -91,7 +92,7 @@ def _draw(model: Any, prompts: list[list[int]], uniform: Tensor, temperature: fl
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)
     cache, drawn = None, []
     for step in range(uniform.shape[1]):
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        positions = positions_of(mask)[:, -new.shape[1] :]
         inputs = {"input_ids": new, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
         logits, output = read(model, rows, torch.full_like(rows, -1), use_cache=True, **inputs)
         cache = output.past_key_values

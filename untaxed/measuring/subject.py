@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .encoding import LOGIT_ENTRIES, Batch, Remembered, Scored, batches, context_length
+from .batching import LOGIT_ENTRIES, Batch, Scored, batches, context_length
+from .encoding import Remembered
 from .forward import logits_at
 from .sampling import Completions, sample
 from .suite import Split, Suite
@@ -36,8 +37,7 @@ class Subject:
     @property
     def vocabulary(self) -> int:
         """The length of a row of logits."""
-        layer = self.model.get_output_embeddings()
-        return int(layer.weight.shape[0] if layer is not None else self.model.config.vocab_size)
+        return int(self.model.config.get_text_config().vocab_size)
 
     @torch.no_grad()  # not inference mode: a buffer that a model renews in its forward must stay usable in training
     def logits(self, batch: Batch) -> Tensor:
@@ -57,7 +57,8 @@ class Subject:
 
     def batches(self, items: Sequence[Scored]) -> list[Batch]:
         """The items in batches that fit this model; an item longer than its context is a `DataError`."""
-        return batches(items, vocabulary=self.vocabulary, limit=self.context, device=self.device.type)
+        share = not getattr(self.model, "_is_stateful", False)  # recurrent states cannot be handed to several rows
+        return batches(items, vocabulary=self.vocabulary, limit=self.context, device=self.device.type, share=share)
 
     def remembered(self, memory: Remembered, split: Split, encoded: Callable[[Any], list[Scored]]) -> list[Batch]:
         """The batches of a measure's items, encoded once per tokenizer, kind of model and split."""

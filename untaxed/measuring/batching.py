@@ -1,0 +1,184 @@
+"""Items in batches: padded, sorted by length, and nothing read twice.
+
+Two items that the model reads alike share a row (choices of one token each). Items that go on differently after the
+same context, as the choices of a question do, share that context: it is read once, and each goes on from its cache.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+BATCH_TOKENS = {"cpu": 512}  # tokens of one forward pass, padding included: what stays in a core's cache is faster
+DEVICE_BATCH_TOKENS = 16384  # on an accelerator
+LOGIT_ENTRIES = 2**24  # logits held at once: 64 MiB in float32
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Tokens of which the last ones are scored: each from `start` on, given all before it; `where` is for errors."""
+
+    tokens: Ids
+    start: int
+    where: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What several rows begin with.
+
+    Attributes:
+        input_ids: ``(contexts, length)``, padded on the left.
+        mask: The same shape, 1 where a token stands.
+        parents: ``(rows,)`` the context that each row of the batch goes on from.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    parents: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass and the places where its logits are read.
+
+    Attributes:
+        input_ids: ``(rows, length)``, padded on the right.
+        mask: The same shape, 1 where a token stands.
+        context: What stands before the rows; None: nothing.
+        rows: ``(scored,)`` row of each scored token.
+        columns: ``(scored,)`` column of the token before it, where it is predicted.
+        targets: ``(scored,)`` the scored token itself.
+        owners: ``(scored,)`` the item it belongs to, as a position in the list given to `batches`.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    context: Context | None
+    rows: Tensor
+    columns: Tensor
+    targets: Tensor
+    owners: Tensor
+
+
+@dataclass
+class _Family:
+    """Rows that go on from one context; `rows` maps what is read after it to the items that read it."""
+
+    context: Ids
+    rows: dict[Ids, list[int]]
+
+    @property
+    def length(self) -> int:
+        return max(map(len, self.rows))
+
+
+def context_length(model: Any) -> int | None:
+    """How many tokens the model can read, where its config says."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return getattr(config, "max_position_embeddings", None)
+
+
+def batches(
+    items: Sequence[Scored], *, vocabulary: int, limit: int | None = None, device: str = "cpu", share: bool = True
+) -> list[Batch]:
+    """Puts items into batches.
+
+    Args:
+        items: What is scored.
+        vocabulary: Size of the logits, which bounds a batch as much as its tokens do.
+        limit: The model's context length; None is unlimited.
+        device: The kind of device, which says how many tokens a batch may have.
+        share: Whether contexts may be shared, which needs a key-value cache.
+    Raises:
+        DataError: An item is longer than the context; it is never cut.
+    """
+    for item in items:
+        if limit is not None and len(item.tokens) - 1 > limit:  # the last token is predicted, never read
+            raise DataError(f"{item.where} has {len(item.tokens) - 1} tokens, more than the model's context of {limit}")
+    tokens = BATCH_TOKENS.get(device, DEVICE_BATCH_TOKENS)
+    return [
+        _batch(group, items) for group in _groups(_families(items, share), items, tokens, LOGIT_ENTRIES // vocabulary)
+    ]
+
+
+def _families(items: Sequence[Scored], share: bool) -> list[_Family]:
+    """Contexts that several different rows have, then rows alone; each kind by length, so that little is padded."""
+    together: dict[Ids, dict[Ids, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, item in enumerate(items):
+        # The context ends before its last token, whose logits are the first that are read.
+        cut = item.start - 1 if share else 0
+        together[item.tokens[:cut]][item.tokens[cut:-1]].append(number)
+    shared = [_Family(context, rows) for context, rows in together.items() if context and len(rows) > 1]
+    alone = [
+        _Family((), {context + read: numbers})
+        for context, rows in together.items()
+        if not context or len(rows) == 1
+        for read, numbers in rows.items()
+    ]
+    shared.sort(key=lambda family: (len(family.context), family.length))
+    alone.sort(key=lambda family: family.length)
+    return shared + alone
+
+
+def _groups(
+    families: list[_Family], items: Sequence[Scored], most_tokens: int, most_scored: int
+) -> Iterator[list[_Family]]:
+    """Families of one kind, as many as the budgets allow, at least one."""
+    group: list[_Family] = []
+    scored = 0
+    for family in families:
+        numbers = [number for owners in family.rows.values() for number in owners]
+        more = sum(len(items[number].tokens) - items[number].start for number in numbers)
+        other_kind = bool(group) and bool(group[0].context) != bool(family.context)
+        if group and (other_kind or _tokens([*group, family]) > most_tokens or scored + more > most_scored):
+            yield group
+            group, scored = [], 0
+        group.append(family)
+        scored += more
+    if group:
+        yield group
+
+
+def _tokens(group: list[_Family]) -> int:
+    contexts = len(group) * max(len(family.context) for family in group)
+    return contexts + sum(len(family.rows) for family in group) * max(family.length for family in group)
+
+
+def _batch(group: list[_Family], items: Sequence[Scored]) -> Batch:
+    reads = [read for family in group for read in family.rows]
+    places: list[tuple[int, int, int, int]] = []
+    for row, numbers in enumerate(numbers for family in group for numbers in family.rows.values()):
+        for number in numbers:
+            item = items[number]
+            before = len(item.tokens) - 1 - len(reads[row])  # tokens in the context
+            places += [(row, at - 1 - before, item.tokens[at], number) for at in range(item.start, len(item.tokens))]
+    rows, columns, targets, owners = torch.tensor(places, dtype=torch.long).reshape(-1, 4).unbind(1)
+    return Batch(*_padded(reads), _context(group), rows, columns, targets, owners)
+
+
+def _context(group: list[_Family]) -> Context | None:
+    if not group[0].context:
+        return None
+    parents = [number for number, family in enumerate(group) for _ in family.rows]
+    return Context(*_padded([family.context for family in group], left=True), torch.tensor(parents))
+
+
+def _padded(rows: Sequence[Ids], *, left: bool = False) -> tuple[Tensor, Tensor]:
+    length = max(map(len, rows))
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for at, row in enumerate(rows):
+        place = slice(length - len(row), None) if left else slice(len(row))
+        ids[at, place] = torch.tensor(row, dtype=torch.long)
+        mask[at, place] = 1
+    return ids, mask
