@@ -144,7 +144,7 @@ class Study:
         described, trained = [], {}
         for remedy in REMEDIES:
             if remedy.name == "early_stopping":
-                described.append({"arm": remedy.name, "methods": remedy.methods, "settings": []})
+                described.append(self.about(remedy, []))
                 continue
             entries = []
             for values in remedy.values:
@@ -169,13 +169,20 @@ class Study:
                         per_seed[seed] = trained[key]["points"]
                         self.runs[remedy.name].append(300.0 + 9 * seed)
                 self.settings[remedy.name] += list(self.per_step(label, values, per_seed))
-                variant = {"method": "averaging", **values, "of": "last"} if remedy.after else None
+                variant = (
+                    {"method": "averaging", "methods": [{"method": "averaging", **values}]} if remedy.after else None
+                )
                 runs = {str(seed): key for seed, key in keys.items()}
                 entries.append({"setting": label, "values": values, "variant": variant, "runs": runs})
-            described.append({"arm": remedy.name, "methods": remedy.methods, "settings": entries})
+            described.append(self.about(remedy, entries))
         self.summarise()
         self.write(described, trained)
         return self.directory
+
+    @staticmethod
+    def about(remedy, settings):
+        flags = {"plain": remedy.name == "plain", "early_stopping": remedy.name == "early_stopping"}
+        return {"arm": remedy.name, "methods": remedy.methods, **flags, "settings": settings}
 
     @staticmethod
     def per_step(label, values, per_seed):
@@ -183,7 +190,10 @@ class Study:
         names = [point["name"] for point in next(iter(per_seed.values()), [])]
         for name in names:
             points = {seed: next(p for p in points if p["name"] == name) for seed, points in per_seed.items()}
-            yield (", ".join(part for part in (label, name.replace("-", " ")) if part), values, points)
+            first = next(iter(points.values()))
+            where = {"of": "last"} if first["variant"] else {"step": first["step"]}
+            moment = "of the last step" if first["variant"] else name.replace("-", " ")
+            yield (", ".join(part for part in (label, moment) if part), {**values, **where}, points)
 
     def as_point(self, raw):
         return Point(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from .area import staircase
-from .points import Arm, Facts, Setting, measurable, retention
+from .points import Arm, Facts, Setting, left_out, retention
 
 MATCHED = (0.5, 0.8, 0.95)  # shares of plain's reward gain at which taxes are compared
 Number = Callable[[Setting], float | None]
@@ -48,9 +48,10 @@ class ArmChoices:
 
 @dataclass(frozen=True)
 class Choices:
-    """The choices of every arm, by its name."""
+    """The choices of every arm, by its name, and the abilities that nothing was chosen on, with the reason."""
 
-    arms: Mapping[str, ArmChoices] = field(default_factory=dict)
+    arms: Mapping[str, ArmChoices]
+    left_out: Mapping[str, str]
 
     @property
     def to_test(self) -> list[tuple[str, str]]:
@@ -63,12 +64,7 @@ def with_plain_settings(arms: Sequence[Arm]) -> list[Arm]:
     """The arms, with plain's settings in the place of early stopping's."""
     plain = next((arm for arm in arms if arm.plain), None)
     settings = plain.settings if plain else ()
-    return [
-        Arm(arm.name, arm.methods, settings, early_stopping=True, seconds=arm.seconds, peak_bytes=arm.peak_bytes)
-        if arm.early_stopping
-        else arm
-        for arm in arms
-    ]
+    return [replace(arm, settings=settings) if arm.early_stopping else arm for arm in arms]
 
 
 def choose(arms: Sequence[Arm], facts: Facts) -> Choices:
@@ -81,20 +77,20 @@ def choose(arms: Sequence[Arm], facts: Facts) -> Choices:
     - area: the settings that are best at some reward share.
     """
     arms = with_plain_settings(arms)
+    out = left_out(facts)
+    select = [name for name in facts.select if name not in out]
     plain = next((arm for arm in arms if arm.plain), None)
     ship = plain.setting(_ship(plain, facts).setting) if plain else None
     chosen = {}
     for arm in arms:
         named = {"ship": _ship(arm, facts), "last": _last(arm, facts)}
-        steps, matched = _on_the_frontier(arm, facts, ship)
-        chosen[arm.name] = ArmChoices(
-            {**named, **matched}, steps, plain.name if plain and arm.early_stopping else arm.name
-        )
-    return Choices(chosen)
+        front, matched = _on_the_frontier(arm, facts, select, ship)
+        owner = plain if plain and arm.early_stopping else arm
+        chosen[arm.name] = ArmChoices({**named, **matched}, front, owner.name)
+    return Choices(chosen, out)
 
 
-def _ship(arm: Arm, facts: Facts, among: Sequence[Setting] | None = None, of: str = "settings") -> Choice:
-    settings = arm.candidates if among is None else among
+def _most_rewarded(settings: Sequence[Setting], facts: Facts, of: str) -> Choice:
     if facts.proxy is None:
         return Choice(None, "no reward was measured")
     rated = [(setting, setting.mean("validation", facts.proxy)) for setting in settings]
@@ -102,26 +98,30 @@ def _ship(arm: Arm, facts: Facts, among: Sequence[Setting] | None = None, of: st
     if not known:
         return Choice(None, "no finished runs")
     best, number = max(known, key=lambda pair: pair[1])
-    name = facts.proxy.split(".")[1]
-    return Choice(best.label, f"highest {name} reward on validation ({number:.3f}) among {len(known)} {of}")
+    among = f"among {len(known)} {of}" if len(known) > 1 else f"of {of.replace('settings', 'the one setting')}"
+    return Choice(best.label, f"highest {facts.proxy.split('.')[1]} reward on validation ({number:.3f}) {among}")
+
+
+def _ship(arm: Arm, facts: Facts) -> Choice:
+    return _most_rewarded(arm.candidates, facts, of="settings")
 
 
 def _last(arm: Arm, facts: Facts) -> Choice:
-    def step(setting: Setting) -> float:
-        return min(point.step for point in setting.points.values())
-
-    end = max((step(setting) for setting in arm.candidates), default=0)
-    settings = [
-        setting
-        for setting in arm.candidates
-        if step(setting) == end and all(point.phase != "before" for point in setting.points.values())
-    ]
-    return _ship(arm, facts, settings, of="settings of the last step")
+    steps = {setting: min(point.step for point in setting.points.values()) for setting in arm.candidates}
+    end = max(steps.values(), default=0)
+    settings = [setting for setting, step in steps.items() if step == end and not _before_a_reset(setting)]
+    return _most_rewarded(settings, facts, of="settings of the last step")
 
 
-def _on_the_frontier(arm: Arm, facts: Facts, ship: Setting | None) -> tuple[tuple[str, ...], dict[str, Choice]]:
+def _before_a_reset(setting: Setting) -> bool:
+    return any(point.phase == "before" for point in setting.points.values())
+
+
+def _on_the_frontier(
+    arm: Arm, facts: Facts, select: Sequence[str], ship: Setting | None
+) -> tuple[tuple[str, ...], dict[str, Choice]]:
+    """The staircase under the arm's area and its choices at matched rewards."""
     names = [matched_name(share) for share in MATCHED]
-    select, _ = measurable(facts)
     key = facts.reward
     start = facts.initial.value("validation", key) if key else None
     goal = ship.mean("validation", key) if ship and key else None

@@ -10,7 +10,7 @@ import numpy as np
 from ..measuring.statistics import Array, Interval, fieller, p_value, student, undefined
 from .area import area
 from .choosing import MATCHED, Choice, Choices, matched_name
-from .points import Arm, Facts, Setting, measurable
+from .points import Arm, Facts, Setting
 from .readings import NOT_TESTED, Readings, interval
 
 STRICTEST = matched_name(MATCHED[-1])
@@ -29,7 +29,8 @@ class Comparison:
 
     def __init__(self, arms: Sequence[Arm], facts: Facts, choices: Choices) -> None:
         self.facts, self.choices = facts, choices
-        self.select, self.report = measurable(facts)
+        self.select = [name for name in facts.select if name not in choices.left_out]
+        self.report = [name for name in facts.report if name not in choices.left_out]
         chosen = [arm.setting(label) for arm in arms for label in choices.arms[arm.name].labels]
         self.read = Readings(facts, [setting for setting in chosen if setting is not None])
         plain = next((arm for arm in arms if arm.plain), None)

@@ -149,9 +149,3 @@ def _unmeasurable(facts: Facts, key: str) -> str | None:
                 f"less than {CLEAR:g} standard errors ({error:.3f} each)"
             )
     return None
-
-
-def measurable(facts: Facts) -> tuple[list[str], list[str]]:
-    """The select and the report abilities that are left."""
-    out = left_out(facts)
-    return [name for name in facts.select if name not in out], [name for name in facts.report if name not in out]

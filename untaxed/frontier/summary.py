@@ -10,7 +10,7 @@ import numpy as np
 from ..measuring.statistics import Interval
 from .choosing import Choices, with_plain_settings
 from .comparing import STRICTEST, Comparison
-from .points import Arm, Facts, Setting, left_out
+from .points import Arm, Facts, Setting
 from .readings import interval
 from .verdict import verdict
 
@@ -37,7 +37,7 @@ def summarise(arms: Sequence[Arm], facts: Facts, choices: Choices) -> dict[str, 
         "select": list(facts.select),
         "report": list(facts.report),
         "measures": [dict(measure) for measure in facts.measures],
-        "left_out": [{"ability": name, "why": why} for name, why in left_out(facts).items()],
+        "left_out": [{"ability": name, "why": why} for name, why in choices.left_out.items()],
     }
     return {**summary, **verdict(summary)}
 

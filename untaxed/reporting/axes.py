@@ -59,7 +59,7 @@ def axis(values: Iterable[float], start: float, end: float, *, most: int = 6, pa
     """An axis that holds the values with a little room on both sides and has at most so many round ticks."""
     found = [value for value in values if math.isfinite(value)]
     low, high = min(found, default=0.0), max(found, default=1.0)
-    room = (high - low) * pad if high > low else max(abs(low), 1.0) * 0.5
+    room = (high - low) * pad if high > low else abs(low) * 0.5 or 1.0
     low, high = low - room, high + room
     step = _round_step((high - low) / max(1, most))
     first = math.ceil(low / step)

@@ -45,10 +45,9 @@ def curve(runs: Sequence[Sequence[Point]], group: str, name: str, initial: Point
     tables = [{(p["step"], PHASES.index(p["phase"])): _value(p, group, name) for p in points} for points in runs]
     moments = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
     start = _value(initial, group, name) if initial else None
-    rows = [(0, [start])] if start is not None and moments else []
+    rows = [(0, [start])] if moments else []
     rows += [(step, [table[step, phase] for table in tables]) for step, phase in moments]
-    known = [(step, [value for value in values if value is not None]) for step, values in rows]
-    known = [(step, values) for step, values in known if values]
+    known = [(step, found) for step, values in rows if (found := [value for value in values if value is not None])]
     return Curve(
         steps=[step for step, _ in known],
         mean=[sum(values) / len(values) for _, values in known],

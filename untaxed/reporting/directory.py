@@ -34,7 +34,9 @@ class StudyFiles:
     @property
     def planned(self) -> list[str]:
         """The keys of all runs that the arms ask for, once each."""
-        return list(dict.fromkeys(key for arm in self.study["arms"] for one in arm["settings"] for key in one["runs"].values()))
+        return list(
+            dict.fromkeys(key for arm in self.study["arms"] for one in arm["settings"] for key in one["runs"].values())
+        )
 
     @property
     def failed(self) -> list[Json]:
@@ -47,9 +49,10 @@ class StudyFiles:
         return [key for key in self.planned if key not in self.runs]
 
     def setting(self, arm: str, values: Mapping[str, Any]) -> Json | None:
-        """The setting of an arm with these swept values, or its first where none has them."""
-        settings = next((one["settings"] for one in self.study["arms"] if one["arm"] == arm), [])
-        return next((one for one in settings if one["values"] == dict(values)), settings[0] if settings else None)
+        """The choice of swept values of an arm that agrees with `values`, or its first where none does."""
+        settings: list[Json] = next((one["settings"] for one in self.study["arms"] if one["arm"] == arm), [])
+        agree = (one for one in settings if all(values.get(key) == value for key, value in one["values"].items()))
+        return next(agree, settings[0] if settings else None)
 
 
 def read_study(directory: str | Path) -> StudyFiles:

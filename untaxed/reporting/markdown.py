@@ -41,7 +41,9 @@ def _cell(cell: Cell) -> str:
 
 
 def _left_out(summary: Summary) -> str:
-    return "Left out: " + "; ".join(f"{_escaped(out['ability'])} ({_escaped(out['why'])})" for out in summary["left_out"])
+    return "Left out: " + "; ".join(
+        f"{_escaped(out['ability'])} ({_escaped(out['why'])})" for out in summary["left_out"]
+    )
 
 
 def _escaped(text: str) -> str:

@@ -45,9 +45,11 @@ class Notes:
     """The reasons behind a table's dashes, numbered in the order in which they come up.
 
     Attributes:
+        seeds: A number from fewer seeds than these says so; None: nothing is said.
         silent: Cautions that are said elsewhere for the whole table.
     """
 
+    seeds: int | None = None
     silent: tuple[str, ...] = ()
     reasons: list[str] = field(default_factory=list)
 
@@ -59,18 +61,20 @@ class Notes:
             self.reasons.append(why)
         return self.reasons.index(why) + 1
 
-    def cell(self, interval: Mapping[str, Any] | None, *, why: str = "not measured", signed: bool = False) -> Cell:
+    def cell(self, interval: Mapping[str, Any] | None, *, signed: bool = False) -> Cell:
         """A number of the summary as a cell; `signed` writes a plus before positive ones."""
         if interval is None or interval["mean"] is None:
-            return Cell(NOTHING, note=self.number(why if interval is None else interval["why"]))
+            return Cell(NOTHING, note=self.number("not measured" if interval is None else interval["why"]))
         low, mean, high = interval["low"], interval["mean"], interval["high"]
         places = decimals(low, mean, high)
         sign = "+" if signed and round(mean, places) > 0 else ""
         span = "" if low is None else f"{plain_number(low, places)} to {plain_number(high, places)}"
-        return Cell(sign + plain_number(mean, places), span, self.number(interval["why"]))
+        fewer = self.seeds is not None and interval["n"] < self.seeds
+        why = interval["why"] or (f"from {interval['n']} of {self.seeds} seeds" if fewer else None)
+        return Cell(sign + plain_number(mean, places), span, self.number(why))
 
 
 def notes_of(summary: Summary) -> Notes:
     """Notes for a table of a summary; with few seeds its caveats say once that all intervals are of items only."""
     seeds = summary["seeds"]
-    return Notes(silent=(f"items only, {seeds} seed{'' if seeds == 1 else 's'}", "items only"))
+    return Notes(seeds, silent=(f"items only, {seeds} seed{'' if seeds == 1 else 's'}", "items only"))

@@ -6,15 +6,16 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import require
+from .axes import looks
 from .curves import curve, trained_points
 from .directory import StudyFiles, read_study
 from .numbers import Summary
 from .plots import CurvePlot, arm_looks, curve_plot, difference_bars, frontier_plot
-from .axes import looks
 from .samples import samples
 from .tables import abilities_table, arms_table
 
@@ -35,19 +36,21 @@ WORDS = {
     "Tax": "1 minus the mean share kept over a group of abilities.",
     "Select, report": "choices look at the select abilities; report abilities are shown and never chosen on.",
     "Ships at": "the setting with the highest proxy reward on validation: what someone without ability data ships.",
-    "Matched reward 0.95": "the least tax among settings with at least 0.95 of the reward that plain gains where it ships.",
+    "Matched reward 0.95": "the least tax among settings with at least 0.95 of what plain gains where it ships.",
     "Early stopping": "plain's own checkpoints at matched reward. It costs nothing, so a remedy has to beat it.",
     "Beyond early stopping": "tax of early stopping minus tax of the arm at matched reward 0.95; above 0 is better.",
-    "Recovered": "1 minus the arm's tax at matched reward 0.95 as a share of plain's where it ships, on report abilities.",
+    "Recovered": "1 minus the arm's tax at matched reward 0.95 over plain's where it ships, on report abilities.",
     "Area": "share kept at a reward share or more, averaged over reward shares from 0 to 1; 1 is free alignment.",
     "Drift": "distance from initial without a task; forward KL in nats a token on texts of initial.",
     "Interval": "95 %: Student's t over seeds with the noise of test items added; for Recovered, Fieller's.",
 }
 
 
-def html(directory: str | Path) -> str:
+def html(directory: str | Path, summary: Summary | None = None) -> str:
     """The page of a study's directory, finished or not.
 
+    Args:
+        summary: Stands in for ``summary.json``, so that an unfinished study shows the numbers it has so far.
     Raises:
         StoreError: The directory holds no study.
         MissingExtra: jinja2 is not installed.
@@ -61,13 +64,15 @@ def html(directory: str | Path) -> str:
         undefined=jinja.StrictUndefined,
     )
     files = read_study(directory)
+    if summary is not None:
+        files = replace(files, summary=dict(summary))
     return environment.get_template("report.html").render(**_content(files), **_of_summary(files))
 
 
-def write_html(directory: str | Path, file: str | Path | None = None) -> Path:
+def write_html(directory: str | Path, file: str | Path | None = None, summary: Summary | None = None) -> Path:
     """Writes the page to `file`, or to ``report.html`` in the directory, whole or not at all."""
     target = Path(directory) / "report.html" if file is None else Path(file)
-    content = html(directory).encode("utf-8", errors="replace")
+    content = html(directory, summary).encode("utf-8", errors="replace")
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".report-", delete=False) as temporary:
         temporary.write(content)
         temporary.flush()
@@ -82,24 +87,24 @@ def _content(files: StudyFiles) -> dict[str, Any]:
     spec = files.study.get("spec", {})
     done = [run for run in files.runs.values() if run["status"] == "done"]
     algorithm = spec.get("algorithm") or {}
+    initial = (spec.get("models") or {}).get("initial")  # a recipe may stand here: the spec below shows it
     return {
         "name": spec.get("name", "study"),
         "algorithm": algorithm.get("name"),
-        "initial_name": (spec.get("models") or {}).get("initial"),
+        "initial_name": initial if isinstance(initial, str) else None,
         "seeds": spec.get("seeds", []),
         "started": files.study.get("started"),
         "versions": files.study.get("versions", {}),
         "host": files.study.get("host"),
         "git": files.study.get("git"),
         "spec": json.dumps(spec, indent=2, ensure_ascii=False),
-        "arms_described": files.study["arms"],
         "done": len(done),
         "planned": len(files.planned),
         "missing": files.missing,
         "failed": files.failed,
         "words": WORDS,
         "choices": CHOICES,
-        "curve_groups": _curves(files),
+        **_curves(files),
     }
 
 
@@ -108,7 +113,9 @@ def _of_summary(files: StudyFiles) -> dict[str, Any]:
     summary = files.summary
     if summary is None:
         return dict.fromkeys(("summary", "frontier", "bars", "arms", "abilities", "samples", "styles"))
-    plots = {name: frontier_plot(summary, width=width, height=height) for name, (width, height) in FRONTIER_SIZES.items()}
+    plots = {
+        name: frontier_plot(summary, width=width, height=height) for name, (width, height) in FRONTIER_SIZES.items()
+    }
     return {
         "summary": summary,
         "frontier": plots if plots["wide"] else None,
@@ -128,13 +135,14 @@ def _looked_at_first(summary: Summary) -> list[str]:
     return [*plain, *(entry["arm"] for entry in best)]
 
 
-def _curves(files: StudyFiles) -> list[tuple[str, list[tuple[Mapping[str, Any], CurvePlot]]]]:
-    """For every group of measures its curves, each arm at the swept values that it is shown at."""
+def _curves(files: StudyFiles) -> dict[str, Any]:
+    """The curves by group of measures, each arm at the swept values that it is shown at, and which arms have any."""
     shown = {entry["arm"]: entry for entry in (files.summary or {}).get("arms", [])}
-    arms = [arm["arm"] for arm in files.study["arms"]]
-    styles = looks((arm, arm == "plain", arm == "early_stopping") for arm in arms)
-    runs = {arm: trained_points(files, arm, _shown_values(shown.get(arm))) for arm in arms}
-    groups = []
+    arms = files.study["arms"]
+    styles = looks((arm["arm"], arm["plain"], arm["early_stopping"]) for arm in arms)
+    names = [arm["arm"] for arm in arms if not arm["early_stopping"]]
+    runs = {name: trained_points(files, name, _shown_values(shown.get(name))) for name in names}
+    groups: list[tuple[str, list[tuple[Mapping[str, Any], CurvePlot]]]] = []
     for group, title in GROUPS.items():
         panels = []
         for measure in files.study.get("measures", []):
@@ -145,7 +153,7 @@ def _curves(files: StudyFiles) -> list[tuple[str, list[tuple[Mapping[str, Any], 
                     panels.append((measure, plot))
         if panels:
             groups.append((title, panels))
-    return groups
+    return {"curve_groups": groups, "with_curves": [arm for arm, points in runs.items() if points]}
 
 
 def _shown_values(entry: Mapping[str, Any] | None) -> Mapping[str, Any]:

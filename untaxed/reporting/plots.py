@@ -56,7 +56,7 @@ def frontier_plot(summary: Summary, *, width: int, height: int) -> FrontierPlot 
         return None
     gain = summary["gain"]["mean"]
     goal = start["mean"] + 0.95 * gain if gain is not None and gain > 0 else None
-    x = axis(_edges([start, *(r for _, r, _ in points)]), 52, width - 14, most=7 if width > 500 else 4)
+    x = axis(_edges([start, *(r for _, r, _ in points)]), 52, width - 14, most=9 if width > 500 else 4)
     y = axis([1.0, *(1 - edge for edge in _edges(tax for _, _, tax in points))], height - 44, 14, most=7)
     drawn = []
     for entry, some in found:

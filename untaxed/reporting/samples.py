@@ -48,7 +48,9 @@ def samples(files: StudyFiles, summary: Summary, first: list[str]) -> list[Sampl
 
 def _texts(files: StudyFiles, summary: Summary, entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     point = next((one for one in entry["points"] if one["setting"] == entry["shown"]["setting"]), None)
-    owner = next((one["arm"] for one in summary["arms"] if one["plain"]), "") if entry["early_stopping"] else entry["arm"]
+    owner = (
+        next((one["arm"] for one in summary["arms"] if one["plain"]), "") if entry["early_stopping"] else entry["arm"]
+    )
     setting = files.setting(owner, point["values"]) if point else None
     if point is None or setting is None:
         return []

@@ -82,11 +82,13 @@ class AbilityTable:
 
 def abilities_table(summary: Summary) -> AbilityTable:
     """What is kept of each ability at the setting that an arm is shown at; left-out abilities come last."""
-    notes, out = Notes(), [left["ability"] for left in summary["left_out"]]
+    notes, out = notes_of(summary), [left["ability"] for left in summary["left_out"]]
     measured = [measure for measure in summary["measures"] if measure["group"] == "abilities"]
     units = {measure["name"]: measure["unit"] for measure in measured}
     names = sorted(units, key=lambda name: (name in out, name not in summary["select"]))
-    groups = {name: "left out" if name in out else "select" if name in summary["select"] else "report" for name in names}
+    groups = {
+        name: "left out" if name in out else "select" if name in summary["select"] else "report" for name in names
+    }
     initial = [notes.cell(summary["initial"]["abilities"].get(name)) for name in names]
     rows = [(entry, [_kept(entry["abilities"][name], notes) for name in names]) for entry in summary["arms"]]
     return AbilityTable(names, groups, units, initial, rows)

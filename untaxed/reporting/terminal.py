@@ -30,7 +30,7 @@ def terminal(summary: Summary, console: Console) -> None:
             console.print(Text(f"{_mark(number)} {reason}", style="dim"))
     hidden = [column.title for column in table.columns if column not in columns]
     if hidden:
-        console.print(Text(f"In a wider window, in --json and in the report: {', '.join(hidden)}.", style="dim"))
+        console.print(Text(f"In a wider window, in --json and in the report: {'; '.join(hidden)}.", style="dim"))
     for line in [*summary["caveats"], *(f"Left out: {out['ability']} ({out['why']})." for out in summary["left_out"])]:
         console.print(Text(line))
 
@@ -38,7 +38,8 @@ def terminal(summary: Summary, console: Console) -> None:
 def fitting(table: Table, width: int) -> list[Column]:
     """The columns that fit beside the names of the arms, the most telling first to stay."""
     names = min(max((len(entry["arm"]) for entry, _ in table.rows), default=3), max(12, width // 3))
-    room, kept = width - names - 3, set()
+    kept: set[Column] = set()
+    room = width - names - 3
     for index, column in sorted(enumerate(table.columns), key=lambda pair: pair[1].rank):
         room -= 2 + max([len(_lines(cells[index]).plain.split("\n")[1]) for _, cells in table.rows] + [9])
         if room < 0 and kept:
@@ -51,7 +52,8 @@ def _drawn(table: Table, columns: list[Column]) -> RichTable:
     drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     drawn.add_column("arm", overflow="fold", vertical="top")
     for column in columns:
-        drawn.add_column(column.title, justify="right", vertical="top", no_wrap=False)
+        title = "\n".join(column.title.rsplit(" ", 1)) if len(column.title) > 14 else column.title
+        drawn.add_column(title, justify="right", vertical="top", no_wrap=False)
     for entry, cells in table.rows:
         shown = [_lines(cell) for column, cell in zip(table.columns, cells) if column in columns]
         drawn.add_row(Text(entry["arm"]), *shown)
