@@ -122,7 +122,7 @@ def test_weights_that_are_not_finite_are_not_measured(tiny_task: Task) -> None:
         return torch.zeros(())
 
     trainer.training_step = training_step
-    with pytest.raises(RunFailed, match=r"the weights are not finite after step 1: 'model\.norm\.weight' first of 1"):
+    with pytest.raises(RunFailed, match=r"the weights are not finite after step 1 .*'model\.norm\.weight' first"):
         train(trainer, every=1, observe=lambda moment: None)
 
 

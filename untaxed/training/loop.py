@@ -144,7 +144,7 @@ def _finite_loss(trainer: Trainer) -> Iterator[None]:
 
     The trainer's own filter (`logging_nan_inf_filter`) would hide it and train on; its test costs what ours costs.
     """
-    inner = trainer.training_step
+    inner, patched = trainer.training_step, "training_step" in vars(trainer)
 
     def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
         loss = inner(*args, **kwargs)
@@ -156,4 +156,7 @@ def _finite_loss(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     finally:
-        del trainer.training_step
+        if patched:  # by somebody else, on this trainer alone
+            trainer.training_step = inner  # type: ignore[method-assign]
+        else:
+            del trainer.training_step

@@ -1,0 +1,121 @@
+"""One of two processes of `test_sharded.py`: `python sharded_worker.py INITIAL FOLDER`, under torch's usual environment.
+
+accelerate takes its FSDP path on accelerators only; here it is told to take it on the CPU with gloo.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import WORDS
+
+from untaxed.callbacks import ElasticReset, ElasticResetState
+from untaxed.checkpoints import load_model, load_tokenizer
+from untaxed.training import attach
+from untaxed.training.state import read_state
+from untaxed.weights import same, trainable
+
+SETTINGS = {"decay": 0.6, "reset_every": 2}
+
+
+def whole(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Full tensors by name; every process must call it."""
+    return {
+        name: (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().clone()
+        for name, parameter in model.named_parameters()
+    }
+
+
+def plain_loop() -> None:
+    """The same batches in every process: a sharded model must follow a whole one to the bit, uneven shards included."""
+    torch.manual_seed(0)
+    alone = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    sharded = copy.deepcopy(alone)
+    fully_shard(sharded)
+    pairs = [
+        (model, torch.optim.AdamW(model.parameters(), lr=0.1), ElasticResetState(model, **SETTINGS))
+        for model in (alone, sharded)
+    ]
+    for step in range(1, 8):
+        batch = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+        for model, optimizer, reset in pairs:
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+            assert reset.step() == (step % 2 == 0)
+        assert same(whole(alone), whole(sharded)), f"the sharded model left the whole one at step {step}"
+    assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
+
+
+def trainer(initial: Path, folder: Path, backend: str) -> Trainer:
+    tokenizer = load_tokenizer(initial)
+    rows = [tokenizer(f"{WORDS[i % 28]} {WORDS[(3 * i + 1) % 28]} {WORDS[(7 * i + 1) % 28]}") for i in range(64)]
+    options: dict[str, Any] = {
+        "use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True, "save_strategy": "no", "max_steps": 5,
+        "learning_rate": 1e-3, "per_device_train_batch_size": 4, "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
+    }  # fmt: skip
+    built = Trainer(
+        load_model(initial),
+        TrainingArguments(str(folder), **options),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    built.remove_callback(PrinterCallback)
+    if backend == "fsdp2":
+        built.accelerator.state.distributed_type = DistributedType.FSDP
+        built.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        )
+        built.is_fsdp_enabled = True
+    return built
+
+
+def trained(initial: Path, folder: Path, backend: str) -> dict[str, torch.Tensor]:
+    """Trains with Elastic Reset attached; returns the final weights, which must agree between processes."""
+    ours = trainer(initial, folder, backend)
+    attached = attach(ours, ElasticReset(**SETTINGS))
+    assert attached.describe()["backend"] == backend
+    ours.train()
+    assert attached.state_dict()["states"][0]["resets"] == 2
+    assert isinstance(next(ours.model.parameters()), DTensor) == (backend == "fsdp2")
+    assert {tuple(t.shape) for t in trainable(ours.model).values()} == {
+        tuple(t.shape) for t in attached.state_dict()["states"][0]["average"].values()
+    }
+    attached.save(folder / backend)
+    rank = dist.get_rank()
+    saved = read_state(folder / backend / "untaxed", rank=rank, world=2)["states"][0]
+    assert same(saved["average"], attached.state_dict()["states"][0]["average"])
+    weights = whole(ours.model)
+    for tensor in weights.values():
+        other = tensor.clone()
+        dist.broadcast(other, src=0)
+        assert torch.equal(other, tensor)
+    return weights
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    start, place = Path(sys.argv[1]), Path(sys.argv[2])
+    replicated = trained(start, place, "ddp")
+    plain_loop()
+    sharded = trained(start, place, "fsdp2")
+    for name, tensor in replicated.items():
+        torch.testing.assert_close(sharded[name], tensor, rtol=1e-4, atol=1e-5)
+    dist.destroy_process_group()
