@@ -23,7 +23,10 @@ def validated(model: type[Model], value: Any, where: str = "", at: str = "") -> 
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise SpecError(where + _line(model, error.errors()[0], at)) from None
+        found = sorted(
+            error.errors(), key=lambda one: one["type"] != "extra_forbidden"
+        )  # a typo explains what is missing
+        raise SpecError(where + _line(model, found[0], at)) from None
 
 
 def _line(model: type[BaseModel], error: Any, at: str) -> str:

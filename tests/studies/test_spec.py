@@ -1,0 +1,152 @@
+"""Specs: defaults, changes from the command line, paths, and one clear line for everything that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from untaxed.errors import SpecError
+from untaxed.studies.spec import StudySpec, load_spec, parse_spec
+
+POCKET: dict[str, Any] = {"name": "p", "models": {"initial": "pocket"}, "methods": ["plain"]}
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_pocket_needs_nothing_but_name_models_and_methods() -> None:
+    spec = parse_spec(POCKET)
+    assert spec.algorithm is not None
+    assert (spec.algorithm.name, spec.seeds, spec.keep) == ("dpo", [0], ["last", "best_proxy", "all"])
+
+
+def test_given_checkpoints_need_no_algorithm() -> None:
+    spec = parse_spec({**POCKET, "models": {"initial": "pocket", "aligned": ["pocket"]}})
+    assert spec.algorithm is None
+
+
+def test_a_resolved_spec_reads_back_as_itself(world: dict[str, Any]) -> None:
+    for raw in (POCKET, world):
+        spec = parse_spec(raw)
+        assert parse_spec(spec.resolved()) == spec
+
+
+def test_every_committed_study_is_a_spec() -> None:
+    folder = Path(__file__).parents[2] / "studies"
+    assert [load_spec(path).name for path in sorted(folder.glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"metods": ["plain"]}, r"unknown key 'metods'; did you mean 'methods'\? known: algorithm, "),
+        ({"models": {"inital": "pocket"}}, "unknown key 'inital' in models; did you mean 'initial'"),
+        ({"models": {}}, "key `models.initial` is required"),
+        ({"algorithm": {"name": "dop"}}, "algorithm.name: unknown algorithm 'dop'; did you mean 'dpo'"),
+        ({"algorithm": {"max_steps": 0}}, "algorithm.max_steps: should be greater than or equal to 1, got 0"),
+        ({"algorithm": {"learning_rate": "fast"}}, "algorithm.learning_rate: should be a valid number.*, got 'fast'"),
+        ({"algorithm": {"beta": float("inf")}}, "algorithm.beta: should be a finite number, got inf"),
+        ({"measure": {"evry": 20}}, "unknown key 'evry' in measure; did you mean 'every'"),
+        ({"measure": {"every": -1}}, "measure.every: should be greater than or equal to 1, got -1"),
+        ({"measure": 20}, "measure: expected keys and values, got 20"),
+        ({"keep": ["lats"]}, r"keep.0: should be 'last', 'best_proxy' or 'all', got 'lats'"),
+        ({"keep": ["all"]}, "keep: name `last`, `best_proxy` or both"),
+        ({"seeds": [1, 1]}, "seeds: seeds must differ"),
+        ({"seeds": []}, "seeds: List should have at least 1 item"),
+        ({"methods": []}, "methods: List should have at least 1 item"),
+        ({"models": {"initial": "pocket", "aligned": ["pocket"]}, "algorithm": {"name": "dpo"}}, "exclude each other"),
+        ({"models": {"initial": "x"}, "measure": {"reward": {"proxy": "vader"}}}, "measure.abilities"),
+        ({"data": {"prompts": {"path": "x.jsonl"}}}, "data: the embedded world brings its own data"),
+        ({"name": ""}, "name: String should have at least 1 character"),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(SpecError, match=line) as caught:
+        parse_spec({**POCKET, **change}, where="study.yaml: ")
+    assert str(caught.value).startswith("study.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_study_that_is_not_pocket_says_what_it_needs() -> None:
+    with pytest.raises(SpecError, match="key `measure` is required"):
+        parse_spec({**POCKET, "models": {"initial": "some/model"}, "algorithm": {"name": "dpo"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name: a\nname: b\n", "line 2: key 'name' stands twice"),
+        ("name: [a\n", "line 2: expected"),
+        ("", "expected keys and values, got nothing"),
+        ("- plain\n", r"expected keys and values, got \['plain'\]"),
+        ("name: !!python/object/apply:os.system [id]\n", "could not determine a constructor"),
+    ],
+)
+def test_yaml_is_read_strictly(text: str, line: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=line):
+        load_spec(written(tmp_path / "study.yaml", text))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"none\.yaml: cannot be read: No such file"):
+        load_spec(tmp_path / "none.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match="not a text file in UTF-8"):
+        load_spec(tmp_path / "bytes.yaml")
+
+
+@pytest.fixture
+def pocket_file(tmp_path: Path) -> Path:
+    return written(tmp_path / "study.yaml", yaml.safe_dump({**POCKET, "methods": ["plain", {"kl": {"beta": 0.3}}]}))
+
+
+def test_set_changes_keys_and_steps_into_lists(pocket_file: Path) -> None:
+    sets = ["algorithm.learning_rate=1e-6", "seeds=[0, 1]", "methods.1.kl.beta={sweep: [1, 2]}", "measure.items=5"]
+    spec = load_spec(pocket_file, sets)
+    assert spec.algorithm is not None
+    assert spec.algorithm.learning_rate == 1e-6
+    assert spec.seeds == [0, 1]
+    assert spec.methods[1] == {"kl": {"beta": {"sweep": [1, 2]}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("seeds", "--set seeds: expected KEY=VALUE"),
+        ("methods.7=plain", "expected a number from 0 to 1 in place of '7'"),
+        ("name.first=x", "nothing lies below 'p'"),
+        ("seeds=[1", "--set seeds=.*line 1"),
+    ],
+)
+def test_a_set_that_cannot_be_is_named(change: str, line: str, pocket_file: Path) -> None:
+    with pytest.raises(SpecError, match=line):
+        load_spec(pocket_file, [change])
+
+
+def test_paths_start_at_the_spec_and_hub_names_stay(world: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    raw = {**world, "models": {"initial": "model", "pretrained": "owner/name"}}
+    raw["data"] = {"prompts": {"path": "rows/prompts.jsonl"}}
+    spec = load_spec(written(tmp_path / "study.yaml", yaml.safe_dump(raw)))
+    assert spec.models.initial == str(tmp_path / "model")
+    assert spec.models.pretrained == "owner/name"
+    assert spec.data.prompts is not None
+    assert spec.data.prompts.path == str(tmp_path / "rows" / "prompts.jsonl")
+
+
+def test_variables_are_put_in_or_left_for_the_reader(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SET_HERE", "/data")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    paths = {"${SET_HERE}/a.jsonl": "/data/a.jsonl", "${NOT_SET:-/else}/a": "/else/a", "${NOT_SET}/a": "${NOT_SET}/a"}
+    for given, expected in paths.items():
+        raw = {**world, "data": {"prompts": {"path": given, "hub": None}}}
+        spec: StudySpec = load_spec(written(tmp_path / "study.yaml", yaml.safe_dump(raw)))
+        assert spec.data.prompts is not None
+        assert spec.data.prompts.path == expected
