@@ -4,12 +4,13 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 from fabricated import fabricate
 
 from untaxed.errors import StoreError
-from untaxed.reporting import html, write_html
+from untaxed.reporting import frontier_svg, html, write_html
 from untaxed.reporting.axes import axis, looks
 from untaxed.reporting.curves import curve
 from untaxed.reporting.directory import read_study
@@ -180,6 +181,16 @@ def test_page_is_written_whole_beside_what_was_there(own, tmp_path):
     assert write_html(own, tmp_path / "page.html").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "study"]
     assert "report" in str(write_html(own))
+
+
+def test_frontier_is_a_picture_of_its_own(summary):
+    picture = ElementTree.fromstring(frontier_svg(summary))
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "script" not in {element.tag.split("}")[1] for element in picture.iter()}
+    assert "<script>alert('arm')</script>" in [element.text for element in picture.iter()]
+    for entry in summary["arms"]:
+        entry["points"] = []
+    assert frontier_svg(summary) is None
 
 
 def test_verdictless_studies_are_drawn(tmp_path):

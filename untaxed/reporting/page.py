@@ -15,7 +15,7 @@ from .axes import looks
 from .curves import curve, trained_points
 from .directory import StudyFiles, read_study
 from .numbers import Summary
-from .plots import CurvePlot, arm_looks, curve_plot, difference_bars, frontier_plot
+from .plots import CurvePlot, arm_looks, curve_plot, difference_bars, frontier_plot, legend_places
 from .samples import samples
 from .tables import abilities_table, arms_table
 
@@ -55,6 +55,25 @@ def html(directory: str | Path, summary: Summary | None = None) -> str:
         StoreError: The directory holds no study.
         MissingExtra: jinja2 is not installed.
     """
+    files = read_study(directory)
+    if summary is not None:
+        files = replace(files, summary=dict(summary))
+    return _template("report.html").render(**_content(files), **_of_summary(files))
+
+
+def frontier_svg(summary: Summary) -> str | None:
+    """The reward-tax frontier as a picture of its own, light or dark as the page around it; None without points.
+
+    Raises:
+        MissingExtra: jinja2 is not installed.
+    """
+    width, height = FRONTIER_SIZES["wide"]
+    plot = frontier_plot(summary, width=width, height=height)
+    legend, rows = legend_places(arm_looks(summary), width)
+    return None if plot is None else _template("frontier.svg").render(plot=plot, legend=legend, top=rows * 22 + 14)
+
+
+def _template(name: str) -> Any:
     jinja = require("jinja2", extra="report")
     environment = jinja.Environment(
         loader=jinja.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -63,10 +82,7 @@ def html(directory: str | Path, summary: Summary | None = None) -> str:
         lstrip_blocks=True,
         undefined=jinja.StrictUndefined,
     )
-    files = read_study(directory)
-    if summary is not None:
-        files = replace(files, summary=dict(summary))
-    return environment.get_template("report.html").render(**_content(files), **_of_summary(files))
+    return environment.get_template(name)
 
 
 def write_html(directory: str | Path, file: str | Path | None = None, summary: Summary | None = None) -> Path:

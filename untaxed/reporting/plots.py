@@ -69,6 +69,18 @@ def frontier_plot(summary: Summary, *, width: int, height: int) -> FrontierPlot 
     )  # fmt: skip
 
 
+def legend_places(styles: Mapping[str, Look], width: int) -> tuple[list[tuple[str, Look, float, int]], int]:
+    """Where each arm's name stands above a picture, as (name, look, x, row), and how many rows that takes."""
+    places, x, row = [], 10.0, 0
+    for name, look in styles.items():
+        needed = 30 + 7.5 * len(name)  # 13 pixel letters are about 7.5 wide
+        if x > 10 and x + needed > width:
+            x, row = 10.0, row + 1
+        places.append((name, look, x, row))
+        x += needed
+    return places, row + 1
+
+
 Found = tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
 
 
