@@ -38,7 +38,8 @@ class RowsSource(BaseModel):
         hub: A data set of the Hugging Face hub (or a local folder that `datasets` can load).
         config: The hub data set's configuration, such as ``wikitext-2-raw-v1``.
         split: The hub data set's split.
-        columns: Our names to theirs. A dot steps into a mapping (``choices.text``); of a list, the first that is there.
+        columns: Our names to theirs. A dot steps into a mapping (``choices.text``); of a list, the first that is there;
+            where the list holds a null, the column may also be missing.
         where: Only rows whose field has this value.
         min_chars: Only rows whose field has at least so many characters.
         max_chars: Only rows whose field has at most so many characters.
@@ -54,7 +55,7 @@ class RowsSource(BaseModel):
     hub: str | None = None
     config: str | None = None
     split: str = "train"
-    columns: dict[str, str | list[str]] = Field(default_factory=dict)
+    columns: dict[str, str | list[str | None]] = Field(default_factory=dict)
     where: dict[str, str | int | float | bool] = Field(default_factory=dict)
     min_chars: dict[str, int] = Field(default_factory=dict)
     max_chars: dict[str, int] = Field(default_factory=dict)
@@ -172,8 +173,9 @@ def _chosen(source: RowsSource, raw: Iterable[Row], check: Callable[[Row], None]
             raise DataError(f"{source.label}, row {number}: {error}") from None
 
 
-def _renamed(row: Row, columns: Mapping[str, str | list[str]]) -> Row:
-    return {**row, **{ours: _column(row, theirs) for ours, theirs in columns.items()}}
+def _renamed(row: Row, columns: Mapping[str, str | list[str | None]]) -> Row:
+    found = {ours: _column(row, theirs) for ours, theirs in columns.items()}
+    return {**row, **{ours: value for ours, value in found.items() if value is not _ABSENT}}
 
 
 def _wanted(row: Row, source: RowsSource) -> bool:
@@ -183,15 +185,17 @@ def _wanted(row: Row, source: RowsSource) -> bool:
     return all(equal) and all(long) and all(short)
 
 
-def _column(row: Row, names: str | list[str]) -> Any:
+def _column(row: Row, names: str | list[str | None]) -> Any:
     """Looks a column up; of several names, the first that the row has."""
-    wanted = [names] if isinstance(names, str) else names
+    wanted = [name for name in ([names] if isinstance(names, str) else names) if name is not None]
     for name in wanted:
         value: Any = row
         for step in [name] if name in row else name.split("."):
             value = value.get(step, _ABSENT) if isinstance(value, Mapping) else _ABSENT
         if value is not _ABSENT:
             return value
+    if not isinstance(names, str) and None in names:
+        return _ABSENT
     raise ValueError(f"no column {' or '.join(map(repr, wanted))}{nearest(wanted[0], row)}")
 
 

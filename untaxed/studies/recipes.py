@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer, save_model
+from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer, no_bars, save_model
 from ..errors import CheckpointError, DataError, MissingExtra, RunFailed, SpecError, nearest, require
 from ..rows import read_rows
 from .cache import cached, content_key, file_digest
@@ -101,7 +101,8 @@ def _gguf_file(source: Gguf) -> Path:
     if source.file is None and len(files) == 1:
         return next(iter(files.values()))
     if source.file not in files:
-        raise SpecError(f"package {source.package} has no GGUF file {source.file!r}{nearest(str(source.file), files)}")
+        wanted = "name one by `file`" if source.file is None else f"{source.file!r} is not among them"
+        raise SpecError(f"package {source.package} carries {len(files)} GGUF files; {wanted}: {', '.join(files)}")
     return files[source.file]
 
 
@@ -109,14 +110,16 @@ def _convert(file: Path, path: Path) -> None:
     require("gguf", extra="smollm2")
     transformers = require("transformers", extra="train")
     given = {"gguf_file": file.name, "local_files_only": True}
-    read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **given)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **given)
+    with no_bars():
+        read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **given)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **given)
     left_out = ("quantization_config", "_name_or_path")
     config = type(read.config).from_dict({k: v for k, v in read.config.to_dict().items() if k not in left_out})
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     save_model(model, tokenizer, path)
+    check_model_dir(path)  # a tokenizer that was read from GGUF does not always fit
 
 
 # --- fine-tuning ---------------------------------------------------------------------------------------------------
