@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from untaxed.errors import StoreError
-from untaxed.studies.cache import cached, content_key, default_cache
+from untaxed.studies.cache import cached, content_key, default_cache, told
 
 
 def test_an_entry_is_made_once_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -21,7 +21,7 @@ def test_an_entry_is_made_once_and_said_so(tmp_path: Path, caplog: pytest.LogCap
         path.mkdir()
         (path / "file").write_text("whole")
 
-    with caplog.at_level(logging.INFO, "untaxed.prepare"):
+    with caplog.at_level(logging.DEBUG, "untaxed.prepare"):
         first = cached(tmp_path / "cache", "thing-1", make, what="a thing")
         second = cached(tmp_path / "cache", "thing-1", make, what="a thing")
     assert first == second == tmp_path / "cache" / "thing-1"
@@ -77,3 +77,12 @@ def test_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_cache() == tmp_path
     monkeypatch.delenv("UNTAXED_CACHE")
     assert default_cache() == Path.home() / ".cache" / "untaxed"
+
+
+def test_what_is_done_is_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    with told(said.append):
+        cached(tmp_path, "k", Path.touch, what="a thing")
+        cached(tmp_path, "k", Path.touch, what="a thing")
+    cached(tmp_path, "other", Path.touch, what="a thing")
+    assert [text.partition(" (")[0] for text in said] == ["a thing: making it", "a thing: done in 0 s"]

@@ -103,7 +103,7 @@ def test_fine_tuning_lowers_the_loss_and_says_it(
     tiny_initial: Path, reviews: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sft = Sft.model_validate({"rows": {"path": str(reviews)}, "max_steps": 40, "batch_size": 8, "learning_rate": 3e-3})
-    with caplog.at_level("INFO", "untaxed.prepare"):
+    with caplog.at_level("DEBUG", "untaxed.prepare"):
         recipes.fine_tune(sft, tiny_initial, tmp_path)
     losses = [float(r.message.rpartition(" ")[2]) for r in caplog.records if "step" in r.message]
     assert len(losses) == 40

@@ -24,6 +24,29 @@ VERSION = 1  # of what the preparation steps do; raised when the same settings w
 log = logging.getLogger("untaxed.prepare")
 
 
+@contextlib.contextmanager
+def told(say: Callable[[str], object]) -> Iterator[None]:
+    """Passes on what preparation says within the block, so that minutes of work are not silent."""
+    handler = _Teller(say)
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+class _Teller(logging.Handler):
+    def __init__(self, say: Callable[[str], object]) -> None:
+        super().__init__(logging.INFO)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(record.getMessage())
+
+
 def default_cache() -> Path:
     """The folder ``$UNTAXED_CACHE``, or ``~/.cache/untaxed``."""
     return Path(os.environ.get("UNTAXED_CACHE") or Path.home() / ".cache" / "untaxed")
@@ -50,7 +73,7 @@ def cached(cache: Path, key: str, make: Callable[[Path], None], *, what: str) ->
     entry = cache / key
     with _locked(cache, key):
         if entry.exists():
-            log.info("%s: found in %s", what, entry)
+            log.debug("%s: found in %s", what, entry)
             return entry
         log.info("%s: making it (kept in %s)", what, entry)
         started = time.perf_counter()

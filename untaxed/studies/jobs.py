@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from .bench import Bench, prepare
 from .estimate import probe
-from .events import Listener
+from .cache import told
+from .events import Event, Listener
 from .runs import execute_run, measure_initial, measure_test
 from .spec import parse_spec
 from .store import Store
@@ -46,11 +47,12 @@ class Inline:
         return [self.do(job, listen) for job in jobs]
 
     def do(self, job: Job, listen: Listener) -> Any:
-        return JOBS[job["job"]](self._bench_of(job["spec"]), Store(Path(job["out"])), job, listen)
+        return JOBS[job["job"]](self._bench_of(job["spec"], listen), Store(Path(job["out"])), job, listen)
 
-    def _bench_of(self, spec: Any) -> Bench:
+    def _bench_of(self, spec: Any, listen: Listener) -> Bench:
         if self._bench is None or spec != self._spec:
-            self._bench = prepare(parse_spec(spec))
+            with told(lambda text: listen(Event("note", text=text))):
+                self._bench = prepare(parse_spec(spec))
             self._spec = spec
         return self._bench
 

@@ -158,12 +158,16 @@ def _tune(sft: Sft, pretrained: Path, texts: Sequence[str], path: Path) -> None:
     for step in range(sft.max_steps):
         for group in optimizer.param_groups:
             group["lr"] = sft.learning_rate * _share_of_rate(step, sft.max_steps)
-        loss = _step(model, optimizer, [part.to(device) for part in next(batches)])
-        if not math.isfinite(loss):
-            raise RunFailed(f"fine-tuning: the loss is {loss} at step {step + 1}; lower sft.learning_rate")
-        log.info("fine-tuning step %d of %d, loss %.3f", step + 1, sft.max_steps, loss)
+        _say(step + 1, sft.max_steps, _step(model, optimizer, [part.to(device) for part in next(batches)]))
     model.to("cpu").eval()
     save_model(model, tokenizer, path)
+
+
+def _say(step: int, steps: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise RunFailed(f"fine-tuning: the loss is {loss} at step {step}; lower sft.learning_rate")
+    level = logging.INFO if step % max(1, steps // 10) == 0 else logging.DEBUG
+    log.log(level, "fine-tuning step %d of %d, loss %.3f", step, steps, loss)
 
 
 def _share_of_rate(step: int, steps: int) -> float:
