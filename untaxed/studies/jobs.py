@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .bench import Bench, prepare
-from .estimate import probe
 from .cache import told
+from .estimate import probe
 from .events import Event, Listener
 from .runs import execute_run, measure_initial, measure_test
 from .spec import parse_spec
