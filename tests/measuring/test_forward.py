@@ -23,7 +23,7 @@ def gpt2():
 
 
 def gemma2():
-    """Soft-caps its logits after the output layer."""
+    """Soft-caps its logits after the output layer, and every second layer sees four tokens only."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     config = Gemma2Config(
@@ -34,6 +34,7 @@ def gemma2():
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
+        sliding_window=4,
         final_logit_softcapping=0.5,
         initializer_range=0.4,
     )

@@ -1,7 +1,9 @@
+import copy
+
 import numpy as np
 import pytest
 
-from untaxed.errors import SpecError
+from untaxed.errors import RunFailed, SpecError
 from untaxed.measuring import Item, Sampling, Subject, Suite, exact_match, forward_kl, measure, reward
 
 
@@ -58,6 +60,16 @@ def test_some_measures_only(subject, names, keys):
 def test_an_unknown_measure_is_refused_with_the_nearest(subject):
     with pytest.raises(SpecError, match=r"no measure 'abilities.fact'; did you mean 'abilities.facts'\?"):
         measure(subject, "test", ["abilities.fact"])
+
+
+def test_a_model_that_has_diverged_fails_its_run(subject, tokenizer):
+    broken = copy.deepcopy(subject.model)
+    broken.lm_head.weight.data.fill_(float("nan"))
+    diverged = Subject(broken, tokenizer, subject.suite, initial=subject)
+    with pytest.raises(
+        RunFailed, match=r"drift.forward_kl of item 0 is \[nan, .*\]: the model's weights have diverged"
+    ):
+        measure(diverged, "test")
 
 
 def test_a_subject_is_its_own_initial(subject):

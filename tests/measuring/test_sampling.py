@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from untaxed.errors import DataError
+from untaxed.errors import DataError, Unsupported
 from untaxed.measuring.sampling import invert, sample
 from untaxed.measuring.suite import Sampling
 
@@ -118,6 +118,14 @@ def test_global_random_states_are_not_touched(model, tokenizer):
 def test_a_prompt_that_does_not_fit_is_named(tokenizer):
     with pytest.raises(DataError, match=r"prompt 1 has 5 tokens, and 24 new ones do not fit .* context of 28"):
         sample(tiny_llama(context=28), tokenizer, ["w0", "w0 w1 w2 w3 w4"], Sampling(max_new_tokens=24))
+
+
+def test_a_model_without_a_cache_is_refused(tokenizer):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=44, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
+    with pytest.raises(Unsupported, match="MambaForCausalLM keeps no key-value cache"):
+        sample(model, tokenizer, ["w0"], Sampling())
 
 
 def test_no_prompts(model, tokenizer):

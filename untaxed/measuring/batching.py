@@ -125,7 +125,7 @@ def _families(items: Sequence[Scored], share: bool) -> list[_Family]:
         if not context or len(rows) == 1
         for read, numbers in rows.items()
     ]
-    shared.sort(key=lambda family: (len(family.context), family.length))
+    shared.sort(key=lambda family: (family.length, len(family.context)))
     alone.sort(key=lambda family: family.length)
     return shared + alone
 

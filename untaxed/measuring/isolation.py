@@ -21,8 +21,12 @@ def undisturbed(model: Any, tokenizer: Any = None) -> Iterator[None]:
     of the model's config and generation config; the tokenizer's padding and truncation sides.
 
     Example:
-        >>> with undisturbed(model, tokenizer):
-        ...     model(**tokenizer("seen without dropout", return_tensors="pt"))
+        >>> model = torch.nn.Dropout()
+        >>> with undisturbed(model):
+        ...     model(torch.ones(2))
+        tensor([1., 1.])
+        >>> model.training
+        True
     """
     modes = [(module, module.training) for module in model.modules()]
     settings = list(_settings(model, tokenizer))

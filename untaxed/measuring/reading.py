@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from ..errors import SpecError, nearest
+from ..errors import RunFailed, SpecError, nearest
 from . import statistics
 from .isolation import undisturbed
 from .subject import Subject
@@ -40,6 +41,7 @@ def measure(subject: Subject, split: Split, names: Collection[str] | None = None
     Raises:
         SpecError: A name is in no measure of the suite.
         DataError: An item does not fit into the context, or a reward returned nonsense.
+        RunFailed: A score is not finite, because the model's weights are not.
     """
     wanted = _wanted(subject.suite.measures, names)
     values: dict[Group, dict[str, float]] = {"reward": {}, "abilities": {}, "drift": {}}
@@ -47,7 +49,7 @@ def measure(subject: Subject, split: Split, names: Collection[str] | None = None
     initial = subject.initial
     with undisturbed(subject.model, subject.tokenizer), undisturbed(initial.model, initial.tokenizer), torch.no_grad():
         for one in wanted:
-            scores[one.key] = one.score(subject, split)
+            scores[one.key] = _finite(one, one.score(subject, split))
             values[one.group][one.name] = statistics.value(one.statistic, scores[one.key])
         texts = _texts(subject, split, scores)
     return Reading(values, scores, texts)
@@ -59,6 +61,13 @@ def _wanted(measures: tuple[Measure, ...], names: Collection[str] | None) -> lis
         if name not in known:
             raise SpecError(f"the suite has no measure {name!r}{nearest(name, known)}")
     return [one for one in measures if names is None or one.key in names or one.group in names]
+
+
+def _finite(one: Measure, scores: Scores) -> Scores:
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(bad):
+        raise RunFailed(f"{one.key} of item {bad[0]} is {scores[bad[0]].tolist()}: the model's weights have diverged")
+    return scores
 
 
 def _texts(subject: Subject, split: Split, scores: dict[str, Scores]) -> list[dict[str, str | float | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, Unsupported
 from .batching import Scored, context_length
 from .encoding import encode_prompts
 from .forward import positions_of, read
@@ -51,6 +51,7 @@ def sample(model: Any, tokenizer: Any, prompts: Sequence[str], sampling: Samplin
 
     Raises:
         DataError: No prompt, or prompt and completion do not fit into the model's context.
+        Unsupported: The model has no key-value cache (a purely recurrent one).
     """
     ids = encode_prompts(tokenizer, prompts)
     _check(ids, context_length(model), sampling)
@@ -95,7 +96,9 @@ def _draw(model: Any, prompts: list[list[int]], uniform: Tensor, temperature: fl
         positions = positions_of(mask)[:, -new.shape[1] :]
         inputs = {"input_ids": new, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
         logits, output = read(model, rows, torch.full_like(rows, -1), use_cache=True, **inputs)
-        cache = output.past_key_values
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            raise Unsupported(f"{type(model).__name__} keeps no key-value cache, which sampling goes on from")
         token = invert(logits, uniform[:, step], temperature)
         drawn.append(torch.where(going, token, -1))
         going = going & (token != eos) if eos is not None else going
