@@ -1,4 +1,4 @@
-"""One of two processes of `test_sharded.py`: `python sharded_worker.py INITIAL FOLDER`, under torch's usual environment.
+"""One of two processes of `test_sharded.py`: `python sharded_worker.py INITIAL FOLDER`, in torch's usual environment.
 
 accelerate takes its FSDP path on accelerators only; here it is told to take it on the CPU with gloo.
 """

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from untaxed.checkpoints import load_model
 from untaxed.errors import DataError, RunFailed, SpecError, StoreError, Unsupported
 from untaxed.objectives import KL
 from untaxed.training import ALGORITHMS, Task, attach, make_trainer, train
+from untaxed.training.recorder import Recorder
 from untaxed.training.trainer import _check_reference
+from untaxed.weights import same
 
 
 def build(task: Task, name: str = "dpo", **arguments: Any) -> Any:
@@ -146,8 +149,33 @@ def test_a_foreign_resume_folder_is_refused(tiny_task: Task, tmp_path: Path) -> 
         train(build(tiny_task), every=2, resume_dir=tmp_path, checkpoint_every=2)
 
 
+def test_a_full_disk_is_said_and_the_last_whole_checkpoint_stays(
+    tiny_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, saved = torch.save, []
+
+    def save(content: Any, path: Any, *rest: Any) -> None:
+        saved.append(path)
+        if "checkpoint-4" in str(path):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+        real(content, path, *rest)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(StoreError, match=r"cannot write .*resume: no space left on the device; free some"):
+        train(build(tiny_task), every=9, resume_dir=tmp_path / "resume", checkpoint_every=2)
+    monkeypatch.undo()
+    resumed = build(tiny_task)
+    train(resumed, every=9, resume_dir=tmp_path / "resume", checkpoint_every=2)
+    straight = build(tiny_task)
+    train(straight, every=9)
+    assert same(dict(resumed.model.state_dict()), dict(straight.model.state_dict()))
+
+
 def test_options_that_make_no_sense_are_refused(tiny_task: Task) -> None:
     trainer = build(tiny_task)
+    several = types.SimpleNamespace(args=types.SimpleNamespace(world_size=2), callback_handler=None)
+    with pytest.raises(Unsupported, match="resume_dir serves one process"):
+        Recorder(several, float, log=None, resume_dir=Path("x"), checkpoint_every=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         train(trainer, every=0)
     with pytest.raises(ValueError, match="checkpoint_every must be at least 1 and needs resume_dir"):

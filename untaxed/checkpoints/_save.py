@@ -88,10 +88,19 @@ def _as_store_error(path: Path) -> Iterator[None]:
 
 
 def _translated(path: Path, error: Exception) -> StoreError | None:
-    # safetensors raises its own error, with the system's text in it, when the disk is full
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
-    if full:
-        return StoreError(f"cannot write {path}: no space left on the device; free some and run the same command again")
+    if disk_is_full(error):
+        return no_space(path)
     if isinstance(error, OSError):
         return StoreError(f"cannot write {path}: {error.strerror or error}")
     return None
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """True when an error means a full disk: the system's, or what safetensors and torch.save make of it."""
+    texts = ("No space left on device", "inline_container.cc")
+    return getattr(error, "errno", None) == errno.ENOSPC or any(text in str(error) for text in texts)
+
+
+def no_space(path: Path) -> StoreError:
+    """The error for it."""
+    return StoreError(f"cannot write {path}: no space left on the device; free some and run the same command again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from ..checkpoints import no_bars
+from ..checkpoints import disk_is_full, no_bars, no_space
 from ..errors import RunFailed
 from ..measuring import undisturbed
 from ..weights import trainable
@@ -79,7 +80,8 @@ def train(
         checkpoint_every: Optimizer steps between them; one falls only where no on-policy samples wait. None: never.
     Raises:
         RunFailed: The loss or the weights became NaN or infinite, or the reward broke; the message names the step.
-        StoreError: `resume_dir` holds something else.
+        StoreError: `resume_dir` holds something else, or the disk is full.
+        Unsupported: `resume_dir` with several processes.
     """
     from .recorder import Recorder
 
@@ -92,10 +94,16 @@ def train(
     attached.observer = watch
     trainer.add_callback(recorder)
     try:
-        with PeakMemory(trainer.args.device) as peak, _finite_loss(trainer), no_bars():
+        with PeakMemory(trainer.args.device) as peak, _finite_loss(trainer), no_bars(), warnings.catch_warnings():
+            # trl 1.16 on transformers 5.23: a renamed attribute, read at every generation and reference pass
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             watch.start(recorder.earlier_seconds)
             trainer.train(resume_from_checkpoint=checkpoint)
             seconds = watch.seconds()
+    except Exception as error:
+        if resume_dir is not None and disk_is_full(error):
+            raise no_space(resume_dir) from error
+        raise
     finally:
         attached.observer = None
         trainer.remove_callback(recorder)

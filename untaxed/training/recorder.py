@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checkpoints import flush
-from ..errors import StoreError
+from ..errors import StoreError, Unsupported
 from .attach import samples_waiting
 from .memory import resident_peak
 
@@ -46,6 +46,10 @@ class Recorder(TrainerCallback):
     ) -> None:
         if checkpoint_every is not None and (checkpoint_every < 1 or resume_dir is None):
             raise ValueError(f"checkpoint_every must be at least 1 and needs resume_dir, got {checkpoint_every}")
+        if resume_dir is not None and trainer.args.world_size > 1:
+            raise Unsupported(
+                "resume_dir serves one process; with several, give the trainer save_strategy and resume_from_checkpoint"
+            )
         self.earlier_seconds = 0.0
         self.earlier_peak = 0
         self._trainer = trainer
@@ -96,8 +100,8 @@ class Recorder(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        if self._log is None or logs is None or "loss" not in logs:
-            return  # the summary at the end is no step
+        if self._log is None or not state.is_world_process_zero or logs is None or "loss" not in logs:
+            return  # without a loss: the summary at the end, which is no step
         line = {key: _plain(value) for key, value in logs.items()}
         with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **line}, allow_nan=False) + "\n")
@@ -116,7 +120,7 @@ class Recorder(TrainerCallback):
 
     def _cut_log(self) -> None:
         """Drops the lines after the step that training goes on from, and one that was cut short by a kill."""
-        if self._log is None:
+        if self._log is None or not self._trainer.is_world_process_zero():
             return
         self._log.parent.mkdir(parents=True, exist_ok=True)
         kept = []
