@@ -1,6 +1,6 @@
 """Time of `import untaxed` against `import torch`, interleaved processes.
 
-    python benchmarks/import_time.py [PAIRS]
+python benchmarks/import_time.py [PAIRS]
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def seconds(statement: str) -> float:
 def main(pairs: int = 7) -> None:
     seconds("import torch"), seconds("import untaxed")  # file caches warm
     ratios = [seconds("import untaxed") / seconds("import torch") for _ in range(pairs)]
-    print(f"import untaxed / import torch: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+    print(
+        f"import untaxed / import torch: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def test_the_readme_has_blocks_of_every_kind() -> None:
 def test_every_python_block_runs(tmp_path: Path) -> None:
     """All in one process, each in a namespace of its own: importing TRL anew for each would take minutes."""
     found = blocks("python")
-    script = "\n".join(f"print({name!r}, flush=True)\nexec(compile({code!r}, {name!r}, 'exec'), {{}})" for name, code in found)
+    script = "\n".join(
+        f"print({name!r}, flush=True)\nexec(compile({code!r}, {name!r}, 'exec'), {{}})" for name, code in found
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert done.stdout.count(".md:") >= len(found)

@@ -22,6 +22,7 @@ LAYERS = [
     "checkpoints",
     "rows",
     "merging",
+    "objectives",
     "measuring",
     "callbacks",
     "frontier",
@@ -71,7 +72,9 @@ def test_every_layer_exists() -> None:
     assert {layer(path) for path in sources()} == set(LAYERS)
 
 
-@pytest.mark.parametrize("statement", ["import untaxed", "import untaxed.measuring", "import untaxed.pocket", "import untaxed.cli"])
+@pytest.mark.parametrize(
+    "statement", ["import untaxed", "import untaxed.measuring", "import untaxed.pocket", "import untaxed.cli"]
+)
 def test_import_loads_torch_and_nothing_heavier(statement: str) -> None:
     code = f"import sys; {statement}; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
