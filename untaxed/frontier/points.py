@@ -144,8 +144,9 @@ def _unmeasurable(facts: Facts, key: str) -> str | None:
         values = draws(measure["statistic"], [scores], item_weights(f"{split}/{key}", len(scores)))[:, 0]
         above, error = float(values[0]) - measure["chance"], float(values[1:].std())
         if above <= 0 or above < CLEAR * error:
+            side = "above" if above > 0 else "below"
             return (
-                f"initial is {above:.3f} above chance ({measure['chance']:.3f}) on {split}, "
-                f"less than {CLEAR:g} standard errors ({error:.3f} each)"
+                f"initial is {abs(above):.3f} {side} chance ({measure['chance']:.3f}) on {split}; "
+                f"{CLEAR:g} standard errors ({error:.3f} each) above it are needed"
             )
     return None

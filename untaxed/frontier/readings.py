@@ -58,7 +58,9 @@ class Readings:
     def retention(self, setting: Setting | None, ability: str, seeds: Sequence[int] | None = None) -> Array:
         """Share of one ability that is kept; the noise of `initial` on the same items is in it."""
         key = f"abilities.{ability}"
-        return retention(self.number(setting, key, seeds), self.initial(key), self.facts.measure(key)["chance"])
+        number, initial = self.number(setting, key, seeds), self.initial(key)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may leave `initial` nothing above chance
+            return retention(number, initial, self.facts.measure(key)["chance"])
 
     def tax(self, setting: Setting | None, abilities: Sequence[str], seeds: Sequence[int] | None = None) -> Array:
         """1 - mean retention of a group of abilities, which must not be empty."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..measuring.statistics import Interval
+from ..measuring.statistics import FEWEST_SEEDS, Interval
 from .choosing import Choices, with_plain_settings
 from .comparing import STRICTEST, Comparison
 from .points import Arm, Facts, Setting
@@ -75,11 +75,18 @@ def _entry(study: Comparison, arm: Arm) -> dict[str, Any]:
         "share": study.share(setting).json(),
         "abilities": {m["name"]: _ability(study, m, setting) for m in _measures(study, "abilities")},
         "drift": _group(study, "drift", setting),
-        "seconds": interval(np.array([arm.seconds], dtype=float), "no run of its own").json(),
+        "seconds": _seconds(arm).json(),
         "peak_bytes": arm.peak_bytes,
         "chosen": {name: _choice(study, arm, name) for name in names},
         "points": _points(study, arm),
     }
+
+
+def _seconds(arm: Arm) -> Interval:
+    """Training time of a run; too few runs give no interval, since nothing but their spread makes one."""
+    seconds = interval(np.array([arm.seconds], dtype=float), "no run of its own")
+    few = 0 < seconds.n < FEWEST_SEEDS
+    return Interval(seconds.mean, None, None, seconds.n, f"fewer than {FEWEST_SEEDS} runs") if few else seconds
 
 
 def _measures(study: Comparison, group: str) -> list[Mapping[str, Any]]:

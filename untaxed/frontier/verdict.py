@@ -29,7 +29,8 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def _between(interval: Mapping[str, Any]) -> str:
-    return f"95 % interval {number(interval['low'])} to {number(interval['high'])}"
+    of_items = " over test items only" if interval["n"] < FEWEST_SEEDS else ""
+    return f"95 % interval {number(interval['low'])} to {number(interval['high'])}{of_items}"
 
 
 def _sentence(summary: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> str:
@@ -57,14 +58,19 @@ def _sentence(summary: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) ->
     others = f"; {len(winners)} of {len(known)} arms beat it" if len(known) > 1 else ""
     return (
         f"{best['arm']} beats early stopping at matched reward 0.95: its tax is {number(beyond['mean'])} lower "
-        f"({_between(beyond)}; in {against['better']} of {against['seeds']} seeds){others}."
+        f"({_between(beyond)}; in {against['better']} of {_seeds(against['seeds'])}){others}."
     )
 
 
 def _difference(beyond: Mapping[str, Any], less: bool) -> str:
     sign = 1 if less else -1
     low, high = sorted((sign * beyond["low"], sign * beyond["high"]))
-    return f"95 % interval {number(low)} to {number(high)}, which includes no difference"
+    between = _between({**beyond, "low": low, "high": high})
+    return between if low > 0 else f"{between}, which includes no difference"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed" if count == 1 else f"{count} seeds"
 
 
 def _best_of(known: Sequence[Mapping[str, Any]]) -> str:
@@ -121,6 +127,5 @@ def _about_seeds(summary: Mapping[str, Any]) -> list[str]:
     if seeds >= FEWEST_SEEDS:
         return []
     return [
-        f"With {seeds} seed{'' if seeds == 1 else 's'} the intervals cover the noise of the test items only, "
-        "not the spread between trainings."
+        f"With {_seeds(seeds)} the intervals cover the noise of the test items only, not the spread between trainings."
     ]

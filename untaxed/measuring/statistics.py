@@ -26,6 +26,7 @@ from ..errors import nearest
 Array = NDArray[np.float64]
 
 REPLICATES = 1000  # the standard deviation of 1,000 replicates is known to 2 %
+NOT_FINITE = "not a finite number on every resample of the items"
 FEWEST_SEEDS = 3  # with fewer, the spread over seeds says nothing and the interval is that of the items alone
 
 
@@ -212,7 +213,7 @@ def student(quantity: Array) -> Interval:
     if seeds == 0:
         return undefined("no seed has it")
     if not np.isfinite(quantity).all():
-        return undefined("not a finite number", seeds)
+        return undefined(NOT_FINITE, seeds)
     mean, variance = float(quantity[0].mean()), float(covariance(quantity)[0, 0])
     half = _multiplier(seeds) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half, seeds, _caution(seeds))
@@ -262,7 +263,7 @@ def fieller(numerator: Array, denominator: Array) -> Interval:
     if not below.excludes_zero:
         return below if below.mean is None else undefined("the denominator is not clear of 0", seeds)
     if not np.isfinite(numerator).all():
-        return undefined("not a finite number", seeds)
+        return undefined(NOT_FINITE, seeds)
     x, y = float(numerator[0].mean()), float(denominator[0].mean())
     variance = covariance(numerator, denominator)
     square = _multiplier(seeds) ** 2
