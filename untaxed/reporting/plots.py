@@ -171,7 +171,7 @@ def difference_bars(summary: Summary) -> tuple[list[Bar], float]:
     for entry, interval in zip(known, intervals):
         cell, against = Notes().cell(interval, signed=True), entry["against_early_stopping"]
         left, right = scale(interval["low"]), scale(interval["high"])
-        better = f"{against['better']} of {against['seeds']}"
+        better = f"{against['better']} of {against['seeds']} seed{'' if against['seeds'] == 1 else 's'}"
         look = arm_looks(summary)[entry["arm"]]
         bars.append(Bar(entry["arm"], look, cell.mean, cell.span, better, left, right - left, scale(interval["mean"])))
     return bars, scale(0.0)
