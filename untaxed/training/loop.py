@@ -141,9 +141,24 @@ class _Watch:
             )
         resets = any("between" in method.acts for method in self._attached.methods)
         since = self._attached.steps_since_reset if resets else None
-        with undisturbed(model, self._trainer.processing_class):
+        with undisturbed(model, self._trainer.processing_class), _own_precision(model):
             self._observe(Moment(step, phase, since, model))  # type: ignore[arg-type]
         self._apart += time.perf_counter() - began
+
+
+@contextmanager
+def _own_precision(model: Any) -> Iterator[None]:
+    """Measures in the precision of the weights: accelerate wraps `forward` in autocast (bf16, the default on a GPU),
+    and the models that a policy is compared with, initial, variants and checkpoints read again, have no such wrapper.
+    """
+    if not hasattr(model, "_original_forward"):
+        yield
+        return
+    wrapped, model.forward = model.forward, model._original_forward
+    try:
+        yield
+    finally:
+        model.forward = wrapped
 
 
 @contextmanager
