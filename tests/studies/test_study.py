@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from values import values
 
 from untaxed import training
 from untaxed.checkpoints import load_weights
@@ -36,17 +37,6 @@ def copy(study: Study, tmp_path: Path) -> Path:
 
 def plain_run(directory: Path) -> dict[str, Any]:
     return next(run for run in runs(directory) if not run["methods"])
-
-
-def values(directory: Path) -> dict[str, Any]:
-    """Everything that was measured in a study, and by no clock."""
-    points = [{k: v for k, v in point.items() if k != "weights"} for point in load_results(directory)]
-    scores = {
-        f"{path.parent.name}/{key}": value.tolist()
-        for path in sorted(directory.rglob("scores.npz"))
-        for key, value in read_scores(path).items()
-    }
-    return {"points": points, "scores": scores}
 
 
 class Listening(list[Event]):
@@ -311,14 +301,6 @@ def test_a_full_disk_stops_the_study_and_fails_no_run(
 # --- what is refused before anything is written ----------------------------------------------------------------------
 
 
-def broken_reward(prompts: list[str], completions: list[str]) -> list[float]:
-    return [float("nan")] * len(prompts)
-
-
-def short_reward(prompts: list[str], completions: list[str]) -> list[float]:
-    return [0.0]
-
-
 @pytest.mark.parametrize(
     ("change", "error", "line"),
     [
@@ -339,14 +321,14 @@ def test_nothing_is_written_for_a_spec_that_is_wrong(
 @pytest.mark.parametrize(
     ("reward", "line"),
     [
-        ("broken_reward", "reward 'proxy', row 0: expected a finite number, got nan"),
-        ("short_reward", "returned 1 values"),
+        ("nan", "reward 'proxy', row 0: expected a finite number, got nan"),
+        ("short", "returned 1 values"),
     ],
 )
 def test_a_reward_that_returns_nonsense_stops_before_training(
     world: dict[str, Any], tmp_path: Path, reward: str, line: str
 ) -> None:
-    measure = {**world["measure"], "reward": {"proxy": f"{__name__}:{reward}"}}
+    measure = {**world["measure"], "reward": {"proxy": f"study_rewards:{reward}"}}
     with pytest.raises(DataError, match=line):
         run_study({**world, "measure": measure}, tmp_path, workers=0)
     assert not list(tmp_path.glob("runs/*"))

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..errors import StoreError, UntaxedError
 from .bench import Bench, prepare
 from .cache import told
 from .estimate import probe
 from .events import Event, Listener
 from .runs import execute_run, measure_initial, measure_test
 from .spec import parse_spec
-from .store import Store
+from .store import Store, disk_full
 
 Job = Mapping[str, Any]
 
@@ -47,7 +48,13 @@ class Inline:
         return [self.do(job, listen) for job in jobs]
 
     def do(self, job: Job, listen: Listener) -> Any:
-        return JOBS[job["job"]](self._bench_of(job["spec"], listen), Store(Path(job["out"])), job, listen)
+        """Does one job; a disk that is full is the user's matter, whoever finds it out."""
+        try:
+            return JOBS[job["job"]](self._bench_of(job["spec"], listen), Store(Path(job["out"])), job, listen)
+        except Exception as error:
+            if disk_full(error) and not isinstance(error, UntaxedError):
+                raise StoreError(f"{error}; make room and give the same command again") from error
+            raise
 
     def _bench_of(self, spec: Any, listen: Listener) -> Bench:
         if self._bench is None or spec != self._spec:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError, UntaxedError
-from ..method import Context
+from ..method import Context, Method
 from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs, run_key, variant, variant_name
 from .estimate import Estimate, estimate
 from .events import Event, Listener, ignore
@@ -238,12 +239,8 @@ class Work:
                 self._listen(Event("failed", run.key, result.why))
 
     def label(self, run: RunPlan) -> str:
-        """A run in words: its methods, their settings, its seed."""
-        parts = [
-            " ".join([method.name, *(f"{key}={value}" for key, value in method.settings().items())])
-            for method in run.training
-        ]
-        return f"{' + '.join(parts) or 'plain'}, seed {run.seed}"
+        """A run in words: its methods, their settings where these are not the default, its seed."""
+        return f"{' + '.join(map(_in_words, run.training)) or 'plain'}, seed {run.seed}"
 
     # --- 4 ---------------------------------------------------------------------------------------------------------
 
@@ -293,3 +290,9 @@ class Work:
             if isinstance(result, Crash):
                 raise UntaxedError(f"a worker stopped: {result.why}; what was finished is kept, so try again")
         return results
+
+
+def _in_words(method: Method) -> str:
+    defaults = {field.name: field.default for field in dataclasses.fields(method)}
+    given = [f"{key}={value}" for key, value in method.settings().items() if value != defaults[key]]
+    return " ".join([method.name, *given])
