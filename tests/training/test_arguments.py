@@ -23,6 +23,7 @@ def test_values_take_their_fields_type() -> None:
     checked = check_arguments("dpo", given)  # YAML reads 1e-6 as text
     assert checked == {"learning_rate": 1e-6, "beta": 1.0, "max_steps": 20, "warmup_steps": 3, "max_length": None}
     assert isinstance(checked["beta"], float)
+    assert check_arguments("dpo", {"loss_type": ["sigmoid", "sft"]}) == {"loss_type": ["sigmoid", "sft"]}
 
 
 @pytest.mark.parametrize(

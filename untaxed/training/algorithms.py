@@ -50,7 +50,7 @@ DEFAULTS: dict[str, Any] = {"max_steps": 200, "learning_rate": 1e-6, "batch_size
 ALGORITHMS: dict[str, Algorithm] = {
     row.name: row
     for row in (
-        Algorithm("dpo", "DPOTrainer", "DPOConfig", fixed={"loss_type": ["sigmoid"]}),
+        Algorithm("dpo", "DPOTrainer", "DPOConfig"),
         Algorithm("ipo", "DPOTrainer", "DPOConfig", fixed={"loss_type": ["ipo"]}),
         Algorithm("kto", "KTOTrainer", "KTOConfig", takes_apart=True),
         Algorithm("rloo", "RLOOTrainer", "RLOOConfig", on_policy=True),

@@ -235,6 +235,8 @@ def _existing(trainer: Trainer) -> Attached | None:
 
 
 def _warn_low_precision(trainer: Trainer, methods: tuple[Method, ...]) -> None:
+    if backend(trainer) == "fsdp2" and trainer.args.bf16:
+        return  # accelerate widens them when it shards
     narrow = {str(tensor.dtype) for tensor in trainable(policy(trainer)).values() if tensor.dtype.itemsize < 4}
     if narrow and methods:
         warnings.warn(
