@@ -3,8 +3,8 @@
 from .algorithms import ALGORITHMS as ALGORITHMS
 from .algorithms import Algorithm as Algorithm
 from .arguments import check_arguments as check_arguments
-from .attach import Attached as Attached
-from .attach import attach as attach
+from .attached import Attached as Attached
+from .attached import attach as attach
 from .defaults import machine_defaults as machine_defaults
 from .loop import Moment as Moment
 from .loop import Outcome as Outcome

@@ -17,7 +17,7 @@ from ..checkpoints import disk_is_full, no_bars, no_space
 from ..errors import RunFailed
 from ..measuring import undisturbed
 from ..weights import trainable
-from .attach import Attached, attach, policy
+from .attached import Attached, attach, policy
 from .memory import PeakMemory
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from ..errors import DataError, RunFailed, SpecError, require
 from ..method import Context, Method
 from .algorithms import Algorithm, algorithm
 from .arguments import check_arguments, to_config
-from .attach import policy
+from .attached import policy
 from .data import as_reward_function, check_preferences, check_prompts, take_apart
 from .defaults import LARGE, machine_defaults, no_telemetry
 from .task import Task
