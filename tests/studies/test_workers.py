@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -124,3 +125,36 @@ def test_a_worker_ends_when_its_input_does() -> None:
     done = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, env=environment)
     assert done.returncode == 0
     assert [json.loads(line) for line in done.stdout.splitlines()] in ([{"ready": True}], [])
+
+
+def test_the_processes_of_a_launcher_make_one_run_together(world: dict[str, Any], tmp_path: Path) -> None:
+    spec = {**world, "methods": ["plain"]}
+    alone = run_study(spec, tmp_path / "alone", workers=0)
+    [run] = runs(alone.directory)
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    code = "from untaxed.cli import main; main()"
+    words = [sys.executable, "-c", code, "align", str(path), "--run", run["key"], "--out", str(tmp_path / "out")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = {**os.environ, **shared, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [
+        subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=PATIENCE_S)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    [together] = runs(tmp_path / "out")
+    assert together["key"] == run["key"]
+    for one, other in zip(run["points"], together["points"]):
+        assert one["validation"]["drift"]["perplexity"] == pytest.approx(
+            other["validation"]["drift"]["perplexity"], rel=1e-3
+        )

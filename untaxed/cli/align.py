@@ -32,4 +32,5 @@ def command(
     if result["status"] == "failed":
         typer.echo(f"failed: {result['why']}", err=True)
         raise typer.Exit(FAILED)
-    typer.echo(out / "runs" / result["key"] / "result.json")
+    if result["status"] == "done":
+        typer.echo(out / "runs" / result["key"] / "result.json")

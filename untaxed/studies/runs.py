@@ -11,6 +11,7 @@ Every part looks at what is there and does the rest, so that any of them may be 
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ import torch
 
 from .. import training
 from ..checkpoints import save_model
-from ..errors import RunFailed, StoreError, UsageError
+from ..errors import RunFailed, StoreError, Unsupported, UsageError
 from ..measuring import measure
 from ..measuring.suite import SPLITS, Split
 from ..method import Method
@@ -30,6 +31,8 @@ from .events import Event, Listener
 from .points import Point, Points, point_name
 from .progress import Reporter
 from .store import VERSION, WRITING, Store, clean, disk_full, locked, remove, write_atomic, write_json
+
+WHOLE = ("plain", "ddp")  # backends under which every process holds all weights
 
 
 def measure_initial(bench: Bench, store: Store) -> None:
@@ -45,11 +48,15 @@ def measure_initial(bench: Bench, store: Store) -> None:
 def execute_run(bench: Bench, store: Store, run: RunPlan, listen: Listener) -> None:
     """Does of a run whatever is not done yet.
 
-    A run that cannot go on leaves a result with status "failed" and the reason.
+    A run that cannot go on leaves a result with status "failed" and the reason. Under a launcher of several processes
+    every process calls this; the first measures and writes, the others train along.
 
     Raises:
         UsageError: What was given is wrong for every run, or the disk is full; nothing is recorded.
     """
+    if not is_first():
+        _train_along(bench, store, run)
+        return
     directory = store.run(run.key)
     with locked(directory / ".lock", what=f"run {run.key}"):
         reporter = Reporter(bench, store, run, listen)
@@ -114,16 +121,7 @@ def _train(
     bench: Bench, store: Store, run: RunPlan, points: Points, started: float, reporter: Reporter
 ) -> dict[str, Any]:
     directory = store.run(run.key)
-    assert bench.spec.algorithm is not None
-    trainer = training.make_trainer(
-        bench.spec.algorithm.name,
-        bench.arguments,
-        task=bench.task,
-        seed=run.seed,
-        output_dir=directory / "resume",
-        methods=run.training,
-    )
-    attached = training.attach(trainer, *run.training)
+    trainer, attached = _trainer(bench, store, run)
     reporter.follow(trainer)
 
     def observe(moment: training.Moment) -> None:
@@ -143,10 +141,43 @@ def _train(
         every=bench.every,
         observe=observe,
         log=directory / "metrics.jsonl",
-        resume_dir=directory / "resume",
+        resume_dir=directory / "resume" if trainer.args.world_size == 1 else None,
         checkpoint_every=bench.spec.checkpoint_every,
     )
     return {"train_seconds": outcome.train_seconds, "peak_bytes": outcome.peak_bytes}
+
+
+def _trainer(bench: Bench, store: Store, run: RunPlan) -> tuple[Any, training.Attached]:
+    assert bench.spec.algorithm is not None
+    trainer = training.make_trainer(
+        bench.spec.algorithm.name,
+        bench.arguments,
+        task=bench.task,
+        seed=run.seed,
+        output_dir=store.run(run.key) / "resume",
+        methods=run.training,
+    )
+    attached = training.attach(trainer, *run.training)
+    if trainer.args.world_size > 1 and bench.spec.checkpoint_every is not None:
+        raise Unsupported("checkpoint_every serves one process; leave it out where a launcher starts several")
+    if (backend := attached.describe()["backend"]) not in WHOLE:
+        raise Unsupported(f"a study measures whole models, which {backend} takes apart; launch with DDP, or on one GPU")
+    return trainer, attached
+
+
+def _train_along(bench: Bench, store: Store, run: RunPlan) -> None:
+    """The part of a launcher's other processes; the first one decides by the same files whether there is training."""
+    result = store.result(run.key)
+    if bench.aligned or (result is not None and result["status"] == "done"):
+        return
+    if Points.load_progress(store.run(run.key)).outcome is None:
+        trainer, attached = _trainer(bench, store, run)
+        training.train(trainer, attached, every=bench.every)
+
+
+def is_first() -> bool:
+    """True in the first process of a launcher, and where there is only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _measure_given(

@@ -24,7 +24,7 @@ from .events import Event, Listener, ignore
 from .jobs import Crash, Crew, Inline, Job
 from .record import compare, describe, record
 from .results import load_results
-from .runs import prune, record_failure
+from .runs import is_first, prune, record_failure
 from .spec import StudySpec, load_spec, parse_spec
 from .store import Store, check_directory, locked, read_json
 from .summary import chosen_points, wanted_tests, write_summary
@@ -118,7 +118,7 @@ def align(spec: StudySpec, key: str, out: str | Path, progress: Listener = ignor
         out: The study's directory, created where it is missing.
         progress: Is told what happens.
     Returns:
-        The run's result.
+        The run's result; "elsewhere" as its status in the other processes of a launcher.
     Raises:
         SpecError: The study has no such run.
     """
@@ -128,10 +128,14 @@ def align(spec: StudySpec, key: str, out: str | Path, progress: Listener = ignor
     if len(found) != 1:
         known = "; ".join(f"{run.key} ({work.label(run)})" for run in work.runs.values())
         raise SpecError(f"--run {key}: {'several runs begin so' if found else 'no such run'}; known: {known}")
+    job = work.job("run", key=found[0].key)
+    if not is_first():
+        work.do(crew, [job])
+        return {"key": found[0].key, "status": "elsewhere"}
     with work.begun(shared=True):
         work.measure_initial(crew)
         progress(Event("plan", found[0].key, work.label(found[0]), steps=work.facts["steps"]))
-        work.do(crew, [work.job("run", key=found[0].key)])
+        work.do(crew, [job])
     return work.store.result(found[0].key) or {}
 
 
