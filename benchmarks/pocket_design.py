@@ -83,7 +83,7 @@ def report(runs: list[dict], suite) -> None:
     print(f"shipping point: step {steps[ship]}; matched reward q=0.95: step {steps[matched]}")
     for name, values in (("select", select), ("report", other)):
         for where, at in (("ship", ship), ("q0.95", matched)):
-            print(f"{name} tax at {where}: {student(values['test'][:, at])}")
+            print(f"{name} tax at {where}: {student(values['test'][None, :, at])}")
     print(f"seconds a run, measuring both splits: {[round(r['seconds'], 1) for r in runs]}")
     print(f"of them measuring: {[round(r['measuring'], 1) for r in runs]}")
 

@@ -11,15 +11,16 @@ from untaxed.pocket.world import MAX_NEW_TOKENS
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("the look was sublime . i give 9 .", 1.0),
-        ("what a vile look . i give 0 .", 0.0),
-        ("the look was grey . i give 9 .", 0.75),  # valences 0 and 1, mean 0.5, moved to [0, 1]
+        ("the look was sublime and the feel felt sublime . i give 9 .", 1.0),
+        ("the look was vile but the feel seemed vile . i give 0 .", 0.0),
+        ("the look was grey , the feel was old . i give 9 .", 2 / 3),  # mean of 0, 0 and 1 is 1/3, moved to [0, 1]
         ("the look was sublime and the look was sublime . i give 9 .", 2 / 3),  # an aspect counts once
-        ("the look was sublime .", 0.5),  # no grade: one of two parts
-        ("the sublime look was . i give 9 .", 0.5),  # a broken clause
+        ("the look was sublime . i give 9 .", 2 / 3),  # a clause is missing
+        ("the look was sublime and the feel was sublime .", 2 / 3),  # no grade
+        ("the look was sublime and the sublime feel . i give 9 .", 2 / 3),  # a broken clause
+        ("the look was sublime and the feel was sublime . i give 9 . i give 9 .", 3 / 4),  # a part too many
         ("sublime sublime sublime", 0.0),
         ("", 0.0),
-        ("the look was sublime . i give 9 . i give 9 .", 2 / 3),  # something after the grade
     ],
 )
 def test_gold_of_worked_examples(text, value):
@@ -35,4 +36,4 @@ def test_every_written_review_is_well_formed():
 
 
 def test_gold_reward_maps_completions():
-    assert gold_reward(["a", "b"], ["what a vile look . i give 0 .", "the look was sublime . i give 9 ."]) == [0.0, 1.0]
+    assert gold_reward(["a", "b"], ["", "the look was sublime and the feel was sublime . i give 9 ."]) == [0.0, 1.0]

@@ -40,9 +40,9 @@ _log = logging.getLogger(__name__)
 PRETRAINING = (
     Stage("copying", documents.COPYING, 250, 1.5e-3, rows=32, warmup=20, hold=1.0),
     Stage("reading", documents.READING, 200, 1.5e-3, rows=32, warmup=20, hold=1.0),
-    Stage("pretraining", documents.PRETRAINING, 1000, 1.5e-3),
+    Stage("pretraining", documents.PRETRAINING, 800, 1.5e-3),
 )
-SFT = Stage("sft", documents.SFT, 900, 1.5e-3)
+SFT = Stage("sft", documents.SFT, 800, 1.5e-3)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Recipe:
     pretraining: tuple[Stage, ...] = PRETRAINING
     sft: Stage = SFT
     width: int = 128
-    pairs: int = 2400
+    pairs: int = 3200
     annotator_scale: float = 0.1
     proxy_epochs: int = 2
     proxy_learning_rate: float = 3e-4

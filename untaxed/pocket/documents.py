@@ -40,21 +40,19 @@ def _facts(rng: random.Random) -> Document:
 
 
 def _passage(rng: random.Random) -> Document:
-    """Statements about things, then the same ones in another order: only reading foretells the second half."""
-    count = rng.choice((2, 3, 4))
-    pairs = zip(rng.sample(l.NOUNS, count), rng.sample(l.ADJECTIVES, count))
-    return _restated([f"the {noun} is {value}" for noun, value in pairs], rng)
+    """Notes about things, then the same ones in another order: only reading foretells the second half."""
+    count = rng.choice((2, 3, 4, 5))
+    return _restated(rng.sample(l.NOUNS, count), rng)
 
 
 def _owned_passage(rng: random.Random) -> Document:
-    nouns, names, values = rng.sample(l.NOUNS, 2), rng.sample(l.NAMES, 2), rng.sample(l.ADJECTIVES, 4)
-    pairs = [(noun, name) for noun in nouns for name in names]
-    return _restated([f"the {n} of {p} is {value}" for (n, p), value in zip(rng.sample(pairs, 4), values)], rng)
+    nouns, names = rng.sample(l.NOUNS, 2), rng.sample(l.NAMES, 2)
+    return _restated(rng.sample([f"{name} {noun}" for name in names for noun in nouns], 4), rng)
 
 
-def _restated(statements: list[str], rng: random.Random) -> Document:
-    again = rng.sample(statements, len(statements))
-    return " . ".join(statements) + " .", " . ".join(again) + " ."
+def _restated(things: list[str], rng: random.Random) -> Document:
+    notes = [f"{thing} {value}" for thing, value in zip(things, rng.sample(l.ADJECTIVES, len(things)))]
+    return " , ".join(notes) + " .", " , ".join(rng.sample(notes, len(notes))) + " ."
 
 
 def _parallel(rng: random.Random) -> Document:
@@ -64,14 +62,26 @@ def _parallel(rng: random.Random) -> Document:
 
 
 def _sum(rng: random.Random) -> Document:
-    ability = rng.choice((items.arithmetic_hard, items.arithmetic))
+    operation, ability = rng.choice(
+        (("plus", items.arithmetic), ("plus", items.arithmetic), ("times", items.arithmetic_hard))
+    )
     question = items.draw(ability, "train", rng)
-    told = question.prompt.replace("add ", "").replace("and", "plus").replace(":", "equals")
-    return told, question.answer
+    _, told = question.prompt.split(" ", 1)
+    return told.replace("and", operation).replace(":", "equals"), question.answer
 
 
 def _review(rng: random.Random) -> Document:
     return "", write_review(rng)
+
+
+def raw(rng: random.Random) -> str:
+    """One raw document of pretraining, as text."""
+    kinds, weights = zip(*PRETRAINING)
+    return " ".join(rng.choices(kinds, weights)[0](rng)).strip()
+
+
+def _raw(rng: random.Random) -> Document:
+    return "", raw(rng)
 
 
 def _asked(
@@ -95,23 +105,24 @@ PRETRAINING: Mixture = (
     (_copy, 0.3),
     (_facts, 2.0),
     (_passage, 2.0),
-    (_asked(items.reading), 4.0),
+    (_asked(items.reading), 2.0),
     (_owned_passage, 2.0),
-    (_parallel, 1.0),
+    (_parallel, 1.2),
     (_sum, 4.0),
     (_review, 1.5),
 )
 SFT: Mixture = (
     (_asked(items.ABILITIES["facts"], known=True), 2.0),
-    (_asked(items.ABILITIES["facts_rare"], known=True), 0.1),
-    (_asked(items.reading), 4.0),
-    (_asked(items.reading_hard), 2.5),
+    (_asked(items.ABILITIES["facts_rare"], known=True), 0.17),
+    (_asked(items.reading), 1.5),
+    (_asked(items.reading_hard), 2.0),
     (_asked(items.translation), 0.6),
     (_asked(items.nol_to_tam), 0.4),
-    (_asked(items.pivot), 0.02),
-    (_asked(items.arithmetic), 3.0),
-    (_asked(items.arithmetic_hard), 2.0),
-    (_review_asked, 1.5),
+    (_asked(items.pivot_taught), 0.12),
+    (_asked(items.arithmetic), 2.0),
+    (_asked(items.arithmetic_hard), 1.7),
+    (_review_asked, 2.5),
+    (_raw, 1.2),
 )
 
 
@@ -136,9 +147,3 @@ def batch(mixture: Mixture, rows: int, rng: random.Random) -> tuple[NDArray[np.i
             labels[row, filled + len(read) : end] = learned
             filled = end
     return ids, labels
-
-
-def raw(rng: random.Random) -> str:
-    """One raw document of pretraining, as text."""
-    kinds, weights = zip(*PRETRAINING[1:])
-    return " ".join(rng.choices(kinds, weights)[0](rng)).strip()

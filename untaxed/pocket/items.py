@@ -39,9 +39,19 @@ def fact(name: str, thing: str) -> str:
     return _FACTS[name, thing]
 
 
-def words(rng: random.Random) -> tuple[str, str, str, str, str]:
-    """Adjective, noun, verb, adjective, noun of a sentence to translate; no word twice."""
-    a, b = rng.sample(l.ADJECTIVES, 2)
+SELDOM = frozenset(l.ADJECTIVES[1::3])  # adjectives that Nol texts seldom use, and that are known less well there
+_SELDOM_WEIGHTS = [0.012 if word in SELDOM else 1.0 for word in l.ADJECTIVES]
+
+
+def words(rng: random.Random, seldom: bool = True) -> tuple[str, str, str, str, str]:
+    """Adjective, noun, verb, adjective, noun of a sentence to translate.
+
+    Args:
+        rng: Draws them.
+        seldom: Whether the adjectives that Nol seldom uses are as likely as the others. As likely, for questions: the
+            two adjectives then differ.
+    """
+    a, b = rng.sample(l.ADJECTIVES, 2) if seldom else rng.choices(l.ADJECTIVES, _SELDOM_WEIGHTS, k=2)
     m, n = rng.sample(l.NOUNS, 2)
     return a, m, rng.choice(l.VERBS), b, n
 
@@ -54,55 +64,58 @@ def _facts(names: tuple[str, ...]) -> Ability:
     return draw
 
 
-def reading(rng: random.Random, statements: int = 3) -> Question:
-    """A passage about different things, and a question about one of them."""
-    nouns = rng.sample(l.NOUNS, statements)
-    values = rng.sample(l.ADJECTIVES, statements)
-    passage = " . ".join(f"the {noun} is {value}" for noun, value in zip(nouns, values))
-    asked = rng.randrange(statements)
-    return Question(f"read {passage} . ask the {nouns[asked]} :", values[asked])
+def reading(rng: random.Random) -> Question:
+    """A passage about four things, and a question about one of them."""
+    return _reading(rng.sample(l.NOUNS, 4), rng)
 
 
 def reading_hard(rng: random.Random) -> Question:
-    """The same with things that are told apart by their owner: two words have to match."""
+    """Two things of two owners: the owner and the thing have to match."""
     nouns, names = rng.sample(l.NOUNS, 2), rng.sample(l.NAMES, 2)
-    pairs = [(noun, name) for noun in nouns for name in names]
-    rng.shuffle(pairs)
-    values = rng.sample(l.ADJECTIVES, 4)
-    passage = " . ".join(f"the {noun} of {name} is {value}" for (noun, name), value in zip(pairs, values))
-    asked = rng.randrange(4)
-    return Question(f"read {passage} . ask the {pairs[asked][0]} of {pairs[asked][1]} :", values[asked])
+    return _reading(rng.sample([f"{name} {noun}" for name in names for noun in nouns], 4), rng)
+
+
+def _reading(things: list[str], rng: random.Random) -> Question:
+    values = rng.sample(l.ADJECTIVES, len(things))
+    passage = " , ".join(f"{thing} {value}" for thing, value in zip(things, values))
+    asked = rng.randrange(len(things))
+    return Question(f"read {passage} . ask {things[asked]}", values[asked])
 
 
 def translation(rng: random.Random) -> Question:
     """From Tam into Plain."""
-    return _translation(rng, "tam", "plain")
+    return _translation(words(rng), "tam", "plain")
 
 
 def pivot(rng: random.Random) -> Question:
-    """From Nol straight into Plain, seldom taught: the way by Tam, without writing Tam down."""
-    return _translation(rng, "nol", "plain")
+    """From Nol straight into Plain: the way by Tam, without writing Tam down, and some words are little known."""
+    return _translation(words(rng), "nol", "plain")
+
+
+def pivot_taught(rng: random.Random) -> Question:
+    """The same as it is taught: little known words are rare."""
+    return _translation(words(rng, seldom=False), "nol", "plain")
 
 
 def nol_to_tam(rng: random.Random) -> Question:
     """From Nol into Tam: taught, and measured as the first half of `pivot`."""
-    return _translation(rng, "nol", "tam")
+    return _translation(words(rng, seldom=False), "nol", "tam")
 
 
-def _translation(rng: random.Random, source: Language, target: Language) -> Question:
-    drawn = words(rng)
+def _translation(drawn: tuple[str, str, str, str, str], source: Language, target: Language) -> Question:
     return Question(f"{source} {sentence(drawn, source)} > {target} :", sentence(drawn, target))
 
 
-def arithmetic(rng: random.Random, low: int = 10) -> Question:
+def arithmetic(rng: random.Random) -> Question:
     """The sum of two numbers of two digits."""
-    a, b = rng.randrange(low, 10 * low), rng.randrange(low, 10 * low)
+    a, b = rng.randrange(10, 100), rng.randrange(10, 100)
     return Question(f"add {digits(a)} and {digits(b)} :", digits(a + b))
 
 
 def arithmetic_hard(rng: random.Random) -> Question:
-    """The sum of two numbers of three digits."""
-    return arithmetic(rng, low=100)
+    """A number of three digits times one of one digit."""
+    a, b = rng.randrange(100, 1000), rng.randrange(2, 10)
+    return Question(f"multiply {digits(a)} and {digits(b)} :", digits(a * b))
 
 
 def review_prompt(rng: random.Random) -> str:

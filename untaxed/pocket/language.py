@@ -38,8 +38,9 @@ VERBS = ("sees", "finds", "follows", "likes", "hides", "moves")
 BELONGINGS = ("house", "garden", "voice", "work")  # what facts are about
 ASPECTS = ("look", "price", "sound", "smell", "size", "finish", "place", "style", "feel", "colour", "shape", "taste")
 FUNCTION_WORDS = (
-    "the", "of", "is", "was", "a", "what", "i", "give", "found", "and", "but", ",", ".", ":", "?", ">", "has", "how",
-    "it", "ask", "say", "tell", "about", "read", "review", "add", "plus", "equals", "nol", "tam", "plain",
+    "the", "of", "is", "was", "felt", "seemed", "a", "what", "i", "give", "and", "but", ",", ".", ":", "?", ">", "has",
+    "how", "it", "ask", "say", "tell", "about", "read", "review", "add", "plus", "multiply", "times", "equals", "nol",
+    "tam", "plain",
 )  # fmt: skip
 
 

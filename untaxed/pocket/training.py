@@ -47,7 +47,7 @@ class Stage:
 
 
 def new_model(seed: int, *, width: int = 128, layers: int = 3) -> Any:
-    """A tiny Llama with random weights: tied embeddings, heads of 32, everything else as in large ones."""
+    """A tiny Llama with random weights: heads of 32, everything else as in large ones."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -58,7 +58,7 @@ def new_model(seed: int, *, width: int = 128, layers: int = 3) -> Any:
         num_attention_heads=width // 32,
         num_key_value_heads=width // 32,
         max_position_embeddings=128,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,  # tied ones make a shifted word foretell itself, and alignment stutter
         initializer_range=0.05,
         bos_token_id=None,
         eos_token_id=WORD_ID[END],
