@@ -26,6 +26,7 @@ def demo_spec(seeds: int) -> dict[str, Any]:
             reset,
             [reset, {"averaging": {"initial_share": {"sweep": [0.1, 0.2, 0.3]}}}],
         ],
+        "keep": ["last", "all"],  # variants of the last checkpoint alone: half the measuring
         "seeds": list(range(seeds)),
     }
 

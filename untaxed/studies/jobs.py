@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import StoreError, UntaxedError
+from ..training import ALGORITHMS
 from .bench import Bench, prepare
 from .cache import told
 from .estimate import probe
@@ -31,7 +32,13 @@ class Crash:
 
 
 class Crew(Protocol):
-    """Whoever does jobs: workers, or this process."""
+    """Whoever does jobs: workers, or this process.
+
+    Attributes:
+        size: How many jobs are done side by side.
+    """
+
+    size: int
 
     def run(self, jobs: Sequence[Job], listen: Listener) -> list[Any]:
         """Does all jobs, in any order; what each one returned, or its `Crash`. A user's error is raised."""
@@ -39,6 +46,8 @@ class Crew(Protocol):
 
 class Inline:
     """Does jobs in this process, one after another; what they share is built once."""
+
+    size = 1
 
     def __init__(self) -> None:
         self._spec: Any = None
@@ -65,6 +74,8 @@ class Inline:
 
 
 def _prepare(bench: Bench, store: Store, job: Job, listen: Listener) -> Any:
+    if bench.spec.algorithm is not None:
+        ALGORITHMS[bench.spec.algorithm.name].trainer_class()  # takes seconds to import: all workers at once
     return bench.facts()
 
 

@@ -174,7 +174,7 @@ class Work:
     def prepare(self, crew: Crew) -> None:
         """Has the task made and checked, and the directory's own study compared; nothing is written there."""
         self._listen(Event("note", text="checking models, data and methods"))
-        [self.facts] = self.do(crew, [self.job("prepare")])
+        self.facts = self.do(crew, [self.job("prepare")] * crew.size)[0]  # every worker makes itself ready
         self.runs = plan_runs(self.arms, self.spec.seeds, self.facts["identity"])
         compare(self.store, self.described())
 

@@ -72,6 +72,7 @@ class Pool:
     """Worker processes that do jobs side by side."""
 
     def __init__(self, count: int, threads: int, logs: Path) -> None:
+        self.size = count
         self._inbox: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
         self._threads, self._logs, self._started = threads, logs, 0
         self._workers = [self._start() for _ in range(count)]
@@ -99,7 +100,7 @@ class Pool:
             elif "event" in message:
                 listen(Event(**message["event"]))
             elif "error" in message:
-                raise getattr(errors, message["error"])(message["text"])
+                raise getattr(errors, message["error"], UntaxedError)(message["text"])
             elif worker in busy:
                 results[busy.pop(worker)] = message["value"]
         return results
