@@ -21,7 +21,7 @@ def demo_spec(seeds: int) -> dict[str, Any]:
         "methods": [
             "plain",
             "early_stopping",
-            {"kl": {"beta": {"sweep": [0.3, 1.0]}}},
+            {"kl": {"beta": {"sweep": [1.0, 2.0]}}},
             {"averaging": {"initial_share": {"sweep": [0.1, 0.2, 0.3, 0.4, 0.6]}}},
             reset,
             [reset, {"averaging": {"initial_share": {"sweep": [0.1, 0.2, 0.3]}}}],

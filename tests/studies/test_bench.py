@@ -1,0 +1,54 @@
+"""What runs share: the embedded world's defaults, a quick look, the steps of given checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from untaxed import pocket
+from untaxed.measuring import measure
+from untaxed.studies.bench import prepare
+from untaxed.studies.spec import parse_spec
+
+POCKET: dict[str, Any] = {"name": "p", "models": {"initial": "pocket"}, "methods": ["plain"]}
+
+
+def test_the_embedded_world_fills_everything_in() -> None:
+    facts = prepare(parse_spec(POCKET)).facts()
+    assert facts["every"] == pocket.EVERY
+    assert facts["identity"]["algorithm"]["name"] == "dpo"
+    assert facts["steps"] == facts["identity"]["algorithm"]["max_steps"]
+    assert facts["parameters"] > 100_000
+    assert {"proxy", "gold", "facts", "forward_kl"} <= {one["name"] for one in facts["measures"]}
+
+
+def test_a_quick_look_measures_fewer_items() -> None:
+    bench = prepare(parse_spec({**POCKET, "measure": {"items": 6}}))
+    reading = measure(bench.initial, "validation", ["reward.gold", "abilities.facts"])
+    assert {len(scores) for scores in reading.scores.values()} == {6}
+
+
+def test_a_run_is_another_when_its_arguments_are() -> None:
+    plain = prepare(parse_spec(POCKET))
+    longer = prepare(parse_spec({**POCKET, "algorithm": {"name": "dpo", "max_steps": 7}}))
+    measured_more = prepare(parse_spec({**POCKET, "measure": {"every": 1}}))
+    assert set(plain.runs) == set(measured_more.runs)
+    assert not set(plain.runs) & set(longer.runs)
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [(["ckpt-100", "ckpt-200"], [100, 200]), (["ckpt-200", "ckpt-100"], [1, 2]), (["first", "ckpt-7"], [1, 2])],
+)
+def test_given_checkpoints_have_the_steps_that_their_names_say(
+    world: dict[str, Any], tiny_initial: Path, tmp_path: Path, names: list[str], steps: list[int]
+) -> None:
+    paths = [str(shutil.copytree(tiny_initial, tmp_path / name)) for name in names]
+    spec = {key: value for key, value in world.items() if key != "algorithm"}
+    bench = prepare(parse_spec({**spec, "models": {**world["models"], "aligned": paths}}))
+    assert list(bench.aligned) == steps
+    assert [path.name for path in bench.aligned.values()] == names
+    assert bench.steps == steps[-1]
