@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def build(out: Path | str | None = None, *, seed: int = 0, progress: Callable[[str], None] = _log.info) -> Path:
-    """Makes the shipped models again from their seed, in some ten minutes of one core.
+    """Makes the shipped models again from their seed, in some six minutes of one core.
 
     Args:
         out: Directory for `pretrained`, `initial`, `proxy` and the preferences; by default the package's own.

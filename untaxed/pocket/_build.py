@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoints import load_model, load_tokenizer
 from ..measuring.sampling import sample
 from ..measuring.suite import Sampling
 from . import documents, items
@@ -81,8 +82,6 @@ def build(
     Returns:
         The directory.
     """
-    from transformers import AutoTokenizer
-
     out, recipe = Path(out), recipe or Recipe()
     out.mkdir(parents=True, exist_ok=True)
     with _one_thread():
@@ -92,7 +91,7 @@ def build(
         model = _save(model, out / "pretrained")
         train(model, recipe.sft, seed=seed, progress=progress)
         model = _save(model, out / "initial")
-        rows = preference_pairs(model, AutoTokenizer.from_pretrained(out / "initial"), recipe, seed)
+        rows = preference_pairs(model, load_tokenizer(out / "initial"), recipe, seed)
         write_rows(rows, out / "preferences.jsonl.gz")
         progress(f"preferences: {len(rows)} pairs")
         train_proxy(out, rows, recipe, seed)
@@ -112,10 +111,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def _save(model: Any, directory: Path) -> Any:
-    """Saves a model in float16 with its tokenizer, and returns it as it will be loaded."""
+    """Saves a model in float16 with its tokenizer, and loads it again: what follows starts from what is shipped."""
     model.half().save_pretrained(directory)
     save_tokenizer(str(directory))
-    return model.float()
+    return load_model(directory)
 
 
 def preference_pairs(model: Any, tokenizer: Any, recipe: Recipe, seed: int) -> list[dict[str, str]]:
@@ -144,10 +143,10 @@ def write_rows(rows: list[dict[str, str]], path: Path) -> None:
 def train_proxy(out: Path, rows: list[dict[str, str]], recipe: Recipe, seed: int) -> None:
     """Trains the reward model on the preference pairs, starting from `initial`."""
     from datasets import Dataset
-    from transformers import AutoTokenizer, LlamaForSequenceClassification
+    from transformers import LlamaForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
-    tokenizer = AutoTokenizer.from_pretrained(out / "initial")
+    tokenizer = load_tokenizer(out / "initial")
     torch.manual_seed(seed)
     model = LlamaForSequenceClassification.from_pretrained(out / "initial", dtype=torch.float32, num_labels=1)
     with tempfile.TemporaryDirectory() as scratch:

@@ -79,7 +79,7 @@ def _ability(name: str, count: int) -> Measure:
 
 
 def _texts(split: Split, count: int = 200) -> list[str]:
-    """Raw documents that training never draws: what people wrote, as far as this world has people."""
+    """Raw documents from a seed of their own: what people wrote, as far as this world has people."""
     rng = random.Random(f"texts {split}")
     return [documents.raw(rng) for _ in range(count)]
 
