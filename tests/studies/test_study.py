@@ -14,7 +14,7 @@ from values import values
 from untaxed import training
 from untaxed.checkpoints import load_weights
 from untaxed.errors import DataError, RunFailed, SpecError, StoreError
-from untaxed.studies import Study, load_results, run_study
+from untaxed.studies import Study, load_results, run_study, variants
 from untaxed.studies import runs as running
 from untaxed.studies.events import Event
 from untaxed.studies.results import runs
@@ -212,8 +212,8 @@ class Killed(BaseException):
     """Stands for kill -9: nothing may catch it."""
 
 
-def killed_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
-    """Kills the process, so to speak, at a call of one of the runs' functions."""
+def killed_after(patch: pytest.MonkeyPatch, name: str, calls: int) -> None:
+    """Kills the process, so to speak, at a call of one of the functions that runs use."""
     function, counted = getattr(running, name), [0]
 
     def counting(*args: Any, **kwargs: Any) -> Any:
@@ -222,7 +222,8 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None
             raise Killed
         return function(*args, **kwargs)
 
-    monkeypatch.setattr(running, name, counting)
+    for module in (running, variants):
+        patch.setattr(module, name, counting)
 
 
 @pytest.mark.parametrize(

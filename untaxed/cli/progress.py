@@ -63,6 +63,8 @@ class Bars:
             self._plan(event)
         elif event.kind == "run":
             self._move(event)
+        elif event.kind == "tested":
+            self._take_off(event)
         else:
             self._end(event)
 
@@ -80,10 +82,13 @@ class Bars:
 
     def _end(self, event: Event) -> None:
         self._print(ending(self._labels.get(event.key, event.key), event))
-        if event.key in self._bars:
-            self._progress.remove_task(self._bars.pop(event.key))
+        self._take_off(event)
         if self._all is not None:
             self._progress.advance(self._all)
+
+    def _take_off(self, event: Event) -> None:
+        if event.key in self._bars:
+            self._progress.remove_task(self._bars.pop(event.key))
 
     def _print(self, text: str) -> None:
         self._progress.console.print(Text(text))
@@ -108,7 +113,7 @@ class Lines:
             if news != self._last.get(event.key, ("", None, None)):
                 self._print(f"{label}: step {event.step}/{event.steps}  {numbers(event)}")
             self._last[event.key] = news
-        else:
+        elif event.kind != "tested":
             self._print(ending(label, event))
 
     def _print(self, text: str) -> None:

@@ -11,7 +11,7 @@ class Event:
     """One thing that happened.
 
     Attributes:
-        kind: ``plan`` (a run will be made), ``run`` (it moved on), ``done``, ``failed``, or ``note``.
+        kind: ``plan`` (a run will be made), ``run`` (it moved on), ``done``, ``failed``, ``tested``, or ``note``.
         key: The run; empty for a note.
         text: The run's label or stage, why it failed, or the note.
         step: Optimizer steps taken.

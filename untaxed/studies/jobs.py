@@ -16,9 +16,10 @@ from .bench import Bench, prepare
 from .cache import told
 from .estimate import probe
 from .events import Event, Listener
-from .runs import execute_run, measure_initial, measure_test
+from .runs import execute_run, measure_initial
 from .spec import parse_spec
 from .store import Store, disk_full
+from .variants import measure_test
 
 Job = Mapping[str, Any]
 

@@ -1,10 +1,9 @@
-"""One run: training with measurements, variants of what it kept, tests of what was chosen, and what is left on disk.
+"""One run: training with measurements along the way, then variants of what it kept, then its result.
 
 1. Train from the start, or from the last state of an interrupted run; at every moment that is observed the weights and
    what was measured on them are kept.
-2. Make and measure the variants that the arms want of the kept checkpoints.
+2. Make and measure the variants that the arms want of the kept checkpoints (see `studies.variants`).
 3. Write the result, last; remove the resume state.
-4. Later: measure the chosen points on test; remove the weights that nobody chose.
 
 Every part looks at what is there and does the rest, so that any of them may be killed and called again.
 """
@@ -14,23 +13,20 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Iterable
 from typing import Any
-
-import torch
 
 from .. import training
 from ..checkpoints import save_model
 from ..errors import RunFailed, StoreError, Unsupported, UsageError
 from ..measuring import measure
-from ..measuring.suite import SPLITS, Split
-from ..method import Method
-from .arms import Chain, RunPlan, described, variant, variant_name
+from ..measuring.suite import SPLITS
+from .arms import RunPlan, described
 from .bench import Bench
-from .events import Event, Listener
+from .events import Listener
 from .points import Point, Points, point_name
 from .progress import Reporter
 from .store import VERSION, WRITING, Store, clean, disk_full, locked, remove, write_atomic, write_json
+from .variants import make_variants, measure_point
 
 WHOLE = ("plain", "ddp")  # backends under which every process holds all weights
 
@@ -107,7 +103,7 @@ def _make(bench: Bench, store: Store, run: RunPlan, reporter: Reporter) -> None:
         trained = _measure_given if bench.aligned else _train
         points.outcome = trained(bench, store, run, points, started, reporter)
         points.save_progress(directory)
-    _make_variants(bench, store, run, points, reporter)
+    make_variants(bench, store, run, points, reporter)
     about = {"version": VERSION, "key": run.key, "status": "done", "why": None, "seed": run.seed}
     costs = {"seconds": time.perf_counter() - started, **points.outcome}
     points.save(directory, {**about, "methods": described(run.training), **costs})
@@ -130,7 +126,7 @@ def _train(
         point = _point(point_name(moment.step, moment.phase), moment.step, moment.phase, moment.steps_since_reset)
         with WRITING:
             save_model(model, bench.tokenizer, directory / point["weights"])
-        _measure(bench, points, point, model, SPLITS if moment.step == bench.steps else SPLITS[:1])
+        measure_point(bench, points, point, model, SPLITS if moment.step == bench.steps else SPLITS[:1])
         points.seconds = time.perf_counter() - started
         points.save_progress(directory)
         reporter.measured(points.points[-1])
@@ -188,7 +184,7 @@ def _measure_given(
     for step, path in bench.aligned.items():
         point = _point(point_name(step, None), step, None, None) | {"weights": str(path)}
         model = bench.load(path)
-        _measure(bench, points, point, model, SPLITS if step == bench.steps else SPLITS[:1])
+        measure_point(bench, points, point, model, SPLITS if step == bench.steps else SPLITS[:1])
         points.seconds = time.perf_counter() - started
         points.save_progress(store.run(run.key))
         reporter.measured(points.points[-1])
@@ -200,29 +196,7 @@ def _point(name: str, step: int, phase: str | None, steps_since_reset: int | Non
     return {"name": name, "step": step, "variant": None, **since, "weights": f"weights/{name}"}
 
 
-def _measure(bench: Bench, points: Points, point: Point, model: Any, splits: Iterable[Split]) -> None:
-    subject = bench.subject(model)
-    points.put(point, {split: measure(subject, split) for split in splits})
-
-
-# --- 2. Variants ---------------------------------------------------------------------------------------------------
-
-
-def _make_variants(bench: Bench, store: Store, run: RunPlan, points: Points, reporter: Reporter) -> None:
-    for after, of, source in wanted_variants(bench, run, points):
-        name = variant_name(after, of)
-        if name in points.names():
-            continue
-        reporter.stage(name)
-        point = {**points.get(source), "name": name, "variant": variant(after, of), "weights": None, "test": None}
-        model = _variant_model(bench, store, run, points.get(source), after)
-        _measure(bench, points, point, model, SPLITS[:1])
-        points.save_progress(store.run(run.key))
-
-
-def wanted_variants(bench: Bench, run: RunPlan, points: Points) -> list[tuple[Chain, str, str]]:
-    """(methods, kind of kept checkpoint, that checkpoint's point) of every variant that the arms want of a run."""
-    return [(after, of, points.kept(of)) for after in run.variants for of in bench.spec.keep if of != "all"]
+# --- 2. Variants of arms that came later ------------------------------------------------------------------------------
 
 
 def _add_variants(bench: Bench, store: Store, run: RunPlan, result: dict[str, Any], reporter: Reporter) -> None:
@@ -231,69 +205,6 @@ def _add_variants(bench: Bench, store: Store, run: RunPlan, result: dict[str, An
     reporter.started = True
     points = Points.load(directory)
     known = len(points.points)
-    _make_variants(bench, store, run, points, reporter)
+    make_variants(bench, store, run, points, reporter)
     if len(points.points) > known:
         points.save(directory, {key: value for key, value in result.items() if key != "points"})
-
-
-@torch.no_grad()
-def _variant_model(bench: Bench, store: Store, run: RunPlan, source: Point, after: tuple[Method, ...]) -> Any:
-    model = _load(bench, store, run, source)
-    initial = dict(bench.initial.model.named_parameters())
-    weights: dict[str, torch.Tensor] = dict(model.named_parameters())
-    for method in after:
-        weights = method.after(initial, weights)
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
-    return model
-
-
-def _load(bench: Bench, store: Store, run: RunPlan, point: Point) -> Any:
-    path = store.run(run.key) / str(point["weights"])  # a given checkpoint's path is absolute and wins
-    if point["weights"] is None or not path.is_dir():
-        raise StoreError(
-            f"run {run.key}: the weights of {point['name']} are gone; remove {store.run(run.key)} to train it again,"
-            " and add `all` to `keep` where arms are to be added later"
-        )
-    return bench.load(path)
-
-
-# --- 4. Tests of what was chosen -----------------------------------------------------------------------------------
-
-
-def measure_test(bench: Bench, store: Store, run: RunPlan, names: Iterable[str], listen: Listener) -> None:
-    """Measures chosen points of a complete run on test; chosen variants keep their weights from here on."""
-    directory = store.run(run.key)
-    with locked(directory / ".lock", what=f"run {run.key}"):
-        result, points = store.result(run.key), Points.load(directory)
-        assert result is not None
-        chains = {variant_name(after, of): (after, source) for after, of, source in wanted_variants(bench, run, points)}
-        for name in names:
-            point = points.get(name)
-            if point["test"] is not None:
-                continue
-            listen(Event("run", run.key, f"testing {name}", bench.steps, bench.steps))
-            if name in chains:
-                after, source = chains[name]
-                model = _variant_model(bench, store, run, points.get(source), after)
-                point = point | {"weights": f"weights/{name}"}
-                save_model(model, bench.tokenizer, directory / point["weights"])
-            else:
-                model = _load(bench, store, run, point)
-            _measure(bench, points, point, model, ["test"])
-        points.save(directory, {key: value for key, value in result.items() if key != "points"})
-
-
-def prune(store: Store, key: str, *, kinds: Iterable[str], chosen: Iterable[str]) -> None:
-    """Removes the weights of a complete run that are neither of a kept kind nor chosen; its result says so first."""
-    result = store.result(key)
-    if result is None or result["status"] == "failed":
-        return
-    points = Points(result["points"])
-    stay = {*chosen, *(points.kept(kind) for kind in kinds)}
-    gone = [p for p in points.points if str(p["weights"]).startswith("weights/") and p["name"] not in stay]
-    if gone:
-        kept = [{**point, "weights": None} if point in gone else point for point in points.points]
-        write_json(store.run(key) / "result.json", {**result, "points": kept})
-        for point in gone:
-            remove(store.run(key) / point["weights"])

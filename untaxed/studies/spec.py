@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ..errors import SpecError, nearest
 from ..measuring.suite_spec import SuiteSpec
 from .places import located
-from .reading import apply_sets, read_yaml
 from .sources import POCKET, DataSpec, ModelsSpec
+from .strict_yaml import apply_sets, read_yaml
 from .validation import validated
 
 Kept = Literal["last", "best_proxy", "all"]

@@ -8,26 +8,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import SpecError, UntaxedError
-from ..method import Context, Method
-from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs, run_key, variant, variant_name
+from ..errors import SpecError
 from .estimate import Estimate, estimate
 from .events import Event, Listener, ignore
-from .jobs import Crash, Crew, Inline, Job
-from .record import compare, describe, record
+from .jobs import Inline
 from .results import load_results
-from .runs import is_first, prune, record_failure
+from .runs import is_first
 from .spec import StudySpec, load_spec, parse_spec
-from .store import Store, check_directory, locked, read_json
-from .summary import chosen_points, wanted_tests, write_summary
+from .store import Store, read_json
+from .work import Work
 from .workers import default_workers, open_crew
 
 
@@ -143,160 +137,3 @@ def _as_spec(spec: StudySpec | Mapping[str, Any] | str | Path) -> StudySpec:
     if isinstance(spec, StudySpec):
         return spec
     return parse_spec(spec) if isinstance(spec, Mapping) else load_spec(spec)
-
-
-class Work:
-    """What is to be done for one study.
-
-    Attributes:
-        store: Its files.
-        arms: Its arms.
-        facts: What the task is, once prepared.
-        runs: The runs that its arms need, by key.
-    """
-
-    def __init__(
-        self, spec: StudySpec, out: str | Path | None, *, retry_failed: bool = False, listen: Listener = ignore
-    ) -> None:
-        self.spec = spec
-        self.store = Store(Path(out or re.sub(r"[^\w.-]+", "-", spec.name)).absolute())
-        self.arms = plan_arms(spec.methods)
-        self.facts: dict[str, Any] = {}
-        self.runs: dict[str, RunPlan] = {}
-        self._retry_failed = retry_failed
-        self._listen = listen
-        check_directory(self.store.directory)
-        if not spec.algorithm:
-            check_arms(self.arms, Context(None, None, has_pretrained=spec.models.pretrained is not None))
-
-    # --- 1, 2 ------------------------------------------------------------------------------------------------------
-
-    def prepare(self, crew: Crew) -> None:
-        """Has the task made and checked, and the directory's own study compared; nothing is written there."""
-        self._listen(Event("note", text="checking models, data and methods"))
-        self.facts = self.do(crew, [self.job("prepare")] * crew.size)[0]  # every worker makes itself ready
-        self.runs = plan_runs(self.arms, self.spec.seeds, self.facts["identity"])
-        compare(self.store, self.described())
-
-    def described(self) -> dict[str, Any]:
-        """What the study is, as ``study.json`` holds it."""
-        return describe(self.spec, self.facts, [self._entry(arm) for arm in self.arms])
-
-    @contextmanager
-    def begun(self, *, shared: bool = False) -> Iterator[None]:
-        """Holds the study's directory while the block works in it, and says there what the study is."""
-        self.store.create()
-        with locked(self.store.directory / ".lock", what=f"study {self.store.directory}", shared=shared):
-            record(self.store, self.described())
-            yield
-
-    def _entry(self, arm: ArmPlan) -> dict[str, Any]:
-        """An arm as ``study.json`` holds it."""
-        settings = [
-            {
-                "setting": setting.label,
-                "values": dict(setting.values),
-                "variant": variant(setting.after),
-                "runs": {seed: run_key(self.facts["identity"], setting.training, seed) for seed in self.spec.seeds},
-            }
-            for setting in arm.settings
-        ]
-        kind = {"plain": arm.plain, "early_stopping": arm.early_stopping}
-        return {"arm": arm.label, "methods": arm.written, **kind, "settings": settings}
-
-    # --- 3 ---------------------------------------------------------------------------------------------------------
-
-    def measure_initial(self, crew: Crew) -> None:
-        """Measures the initial model, where that has not been done."""
-        if not (self.store.initial / "result.json").exists():
-            self._listen(Event("note", text="measuring the initial model"))
-            self.do(crew, [self.job("initial")])
-
-    def unfinished(self) -> list[RunPlan]:
-        """The runs that have something left to do, those with most of it first."""
-        left = [run for run in self.runs.values() if self._left(run)]
-        return sorted(left, key=self._left, reverse=True)
-
-    def _left(self, run: RunPlan) -> int:
-        """How much of a run is left: its training counts as much as a hundred variants."""
-        result = self.store.result(run.key)
-        if result is None or (result["status"] == "failed" and self._retry_failed):
-            return 100 + len(run.variants)
-        if result["status"] == "failed":
-            return 0
-        names = {point["name"] for point in result["points"]}
-        wanted = {variant_name(after, of) for after in run.variants for of in self.spec.keep if of != "all"}
-        return len(wanted - names)
-
-    def make_runs(self, crew: Crew) -> None:
-        """Does every unfinished run; one that crashes its worker is recorded as failed."""
-        unfinished = self.unfinished()
-        if unfinished:
-            self.store.summary.unlink(missing_ok=True)  # it will not hold any more
-        self._listen(Event("note", text=f"{len(self.runs)} runs, {len(self.runs) - len(unfinished)} of them done"))
-        for run in unfinished:
-            self._listen(Event("plan", run.key, self.label(run), steps=self.facts["steps"]))
-        results = crew.run([self.job("run", key=run.key) for run in unfinished], self._listen)
-        for run, result in zip(unfinished, results):
-            if isinstance(result, Crash):
-                record_failure(self.store, run, why=result.why, details=result.log)
-                self._listen(Event("failed", run.key, result.why))
-
-    def label(self, run: RunPlan) -> str:
-        """A run in words: its methods, their settings where these are not the default, its seed."""
-        return f"{' + '.join(map(_in_words, run.training)) or 'plain'}, seed {run.seed}"
-
-    # --- 4 ---------------------------------------------------------------------------------------------------------
-
-    def make_tests(self, crew: Crew) -> None:
-        """Measures what validation chose on test. A run whose chosen weights are gone is trained again first."""
-        if self._again():
-            self.make_runs(crew)
-        wanted = wanted_tests(self.store)
-        if wanted:
-            self._listen(Event("note", text=f"measuring {sum(map(len, wanted.values()))} chosen points on test"))
-        self.do(crew, [self.job("test", key=key, points=points) for key, points in wanted.items()])
-
-    def _again(self) -> list[str]:
-        """Sets back the runs whose newly chosen points have lost their weights, as `keep` without `all` may do."""
-        again = []
-        for key, names in wanted_tests(self.store).items():
-            result = self.store.result(key)
-            points = [point for point in result["points"] if point["name"] in names] if result else []
-            if any(point["variant"] is None and not self._has_weights(key, point) for point in points):
-                self._listen(Event("note", text=f"{self.label(self.runs[key])}: trained again for weights not kept"))
-                (self.store.run(key) / "result.json").unlink()
-                again.append(key)
-        return again
-
-    def _has_weights(self, key: str, point: Mapping[str, Any]) -> bool:
-        return point["weights"] is not None and (self.store.run(key) / point["weights"]).is_dir()
-
-    def finish(self) -> dict[str, Any]:
-        """Writes the summary and removes the weights that are neither kept nor chosen."""
-        summary = write_summary(self.store)
-        if "all" not in self.spec.keep:
-            chosen = chosen_points(self.store)
-            for key in self.runs:
-                prune(self.store, key, kinds=self.spec.keep, chosen=chosen.get(key, set()))
-        return summary
-
-    # ---------------------------------------------------------------------------------------------------------------
-
-    def job(self, name: str, **about: Any) -> Job:
-        """A job of this study."""
-        return {"job": name, "spec": self.spec.resolved(), "out": str(self.store.directory), **about}
-
-    def do(self, crew: Crew, jobs: list[Job]) -> list[Any]:
-        """Does jobs none of which may be lost."""
-        results = crew.run(jobs, self._listen)
-        for result in results:
-            if isinstance(result, Crash):
-                raise UntaxedError(f"a worker stopped: {result.why}; what was finished is kept, so try again")
-        return results
-
-
-def _in_words(method: Method) -> str:
-    defaults = {field.name: field.default for field in dataclasses.fields(method)}
-    given = [f"{key}={value}" for key, value in method.settings().items() if value != defaults[key]]
-    return " ".join([method.name, *given])
