@@ -121,6 +121,9 @@ def test_align_does_one_run_and_the_study_takes_it_as_done(studied: tuple[Path, 
     wrong = untaxed("align", spec, "--run", "zzz", "--out", tmp_path / "out")
     assert wrong.exit_code == 2
     assert f"--run zzz: no such run; known: {key} (plain, seed 0)" in wrong.stderr
+    so_far = untaxed("report", tmp_path / "out", "--html", tmp_path / "page.html", "--json")
+    assert so_far.exit_code == 0, so_far.output
+    assert not (tmp_path / "out" / "summary.json").exists(), "a report of an unfinished study writes nothing there"
     rest = untaxed("study", spec, "--out", tmp_path / "out", "--workers", 0)
     assert rest.exit_code == 0
     assert "1 runs, 1 of them done" in rest.stderr
