@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .checkpoints import no_bars
 from .errors import DataError, nearest, require
 
 Row = dict[str, Any]
@@ -309,8 +310,9 @@ def _mapping(value: Any, file: Path, number: int) -> Row:
 def _read_hub(source: RowsSource) -> Iterator[Row]:
     datasets = require("datasets", extra="train")
     try:
-        rows = datasets.load_dataset(source.hub, source.config, split=source.split, streaming=source.head is not None)
-        yield from rows
+        with no_bars():
+            found = datasets.load_dataset(source.hub, source.config, split=source.split, streaming=bool(source.head))
+        yield from found
     except Exception as error:  # the hub's client raises many kinds: connection, HTTP, missing files, unknown splits
         reason = str(error).strip().partition("\n")[0]
         raise DataError(

@@ -211,3 +211,19 @@ def test_a_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sources_that_make_no_sense(keys: dict) -> None:
     with pytest.raises(ValidationError):
         RowsSource(**keys)
+
+
+@pytest.mark.parametrize("head", [None, 3])
+def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: int | None) -> None:
+    """A folder in the place of a data set's id takes the same way through `datasets`, whole or streamed."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set" / "train.jsonl", jsonl(ROWS))
+    source = RowsSource(hub=str(tmp_path / "set"), head=head, columns={"prompt": "text"})
+    expected = [{**row, "prompt": row["text"]} for row in ROWS[:head]]
+    assert read_rows(source) == expected
+    with pytest.raises(DataError, match="row 1: no column 'txt'"):
+        read_rows(source.model_copy(update={"columns": {"prompt": "txt"}}))
+    with pytest.raises(DataError, match=r"cannot be read from the hub: .*nowhere"):
+        read_rows(source.model_copy(update={"split": "nowhere"}))
