@@ -24,10 +24,11 @@ MAX_NEW_TOKENS = 18  # a review has 14 words; then the end
 SELECT = ("facts", "reading", "reading_hard", "translation", "arithmetic", "arithmetic_hard")
 REPORT = ("facts_rare", "pivot")
 CHANCE = {"reading": 1 / 3, "reading_hard": 1 / 4}  # one of the words in the passage; 0 elsewhere
+# chosen on plain runs alone: benchmarks/pocket_design.md
 ARGUMENTS: dict[str, dict[str, object]] = {
     "dpo": {"max_steps": 120, "learning_rate": 1e-4, "batch_size": 32, "beta": 0.5},
-    "ipo": {"max_steps": 120, "learning_rate": 1e-4, "batch_size": 32, "beta": 0.5},
-    "kto": {"max_steps": 120, "learning_rate": 1e-4, "batch_size": 32, "beta": 0.5},
+    "ipo": {"max_steps": 100, "learning_rate": 5e-5, "batch_size": 32, "beta": 0.5},
+    "kto": {"max_steps": 60, "learning_rate": 1e-4, "batch_size": 32, "beta": 0.5},
     "rloo": {"max_steps": 30, "learning_rate": 1e-4, "batch_size": 128, "beta": 0.05, "max_completion_length": 18},
     "grpo": {"max_steps": 30, "learning_rate": 1e-4, "batch_size": 128, "beta": 0.05, "max_completion_length": 18},
 }
