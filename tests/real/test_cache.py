@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -86,3 +87,20 @@ def test_what_is_done_is_told(tmp_path: Path) -> None:
         cached(tmp_path, "k", Path.touch, what="a thing")
     cached(tmp_path, "other", Path.touch, what="a thing")
     assert [text.partition(" (")[0] for text in said] == ["a thing: making it", "a thing: done in 0 s"]
+
+
+def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
+    (tmp_path / ".thing-abc").mkdir()
+    (tmp_path / ".thing-abc" / "thing").write_text("half")
+    cached(tmp_path, "thing", Path.touch, what="")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".thing.lock", "thing"]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    def make(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StoreError, match=r"a thing: the disk of .* is full; free space or set UNTAXED_CACHE"):
+        cached(tmp_path, "thing", make, what="a thing")
+    assert [path.name for path in tmp_path.iterdir()] == [".thing.lock"]

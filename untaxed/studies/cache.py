@@ -7,6 +7,7 @@ rename, so that one which was interrupted is never read.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
+from .store import disk_full
 
 VERSION = 1  # of what the preparation steps do; raised when the same settings would make something else
 log = logging.getLogger("untaxed.prepare")
@@ -77,18 +79,20 @@ def cached(cache: Path, key: str, make: Callable[[Path], None], *, what: str) ->
             return entry
         log.info("%s: making it (kept in %s)", what, entry)
         started = time.perf_counter()
-        with _beside(entry) as draft:
-            make(draft)
-            draft.rename(entry)
+        _make(entry, make, what)
         log.info("%s: done in %.0f s", what, time.perf_counter() - started)
     return entry
 
 
-@contextlib.contextmanager
-def _beside(entry: Path) -> Iterator[Path]:
+def _make(entry: Path, make: Callable[[Path], None], what: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     try:
-        yield folder / entry.name
+        make(folder / entry.name)
+        (folder / entry.name).rename(entry)
+    except Exception as error:
+        if disk_full(error):
+            raise StoreError(f"{what}: the disk of {entry.parent} is full; free space or set UNTAXED_CACHE") from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -97,17 +101,14 @@ def _beside(entry: Path) -> Iterator[Path]:
 def _locked(cache: Path, key: str) -> Iterator[None]:
     """Holds the entry's lock, which the operating system drops when the process dies."""
     try:
-        import fcntl
-    except ImportError:  # Windows: without a lock two processes may both make the entry, and one rename wins
-        fcntl = None  # type: ignore[assignment]
-    try:
         cache.mkdir(parents=True, exist_ok=True)
         handle = (cache / f".{key}.lock").open("w")
     except OSError as error:
         raise StoreError(f"cache {cache} cannot be written ({error.strerror}); set UNTAXED_CACHE") from None
     with handle:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for stale in cache.glob(f".{key}-*"):  # of a process that was killed: nobody else holds the lock
+            shutil.rmtree(stale, ignore_errors=True)
         yield
 
 
