@@ -32,6 +32,7 @@ LAYERS = [
     "studies",
     "reporting",
     "cli",
+    "__main__",
 ]
 HEAVY = ("transformers", "trl", "datasets", "accelerate", "peft", "matplotlib", "jinja2", "sklearn", "pandas")
 
