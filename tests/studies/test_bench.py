@@ -52,3 +52,12 @@ def test_given_checkpoints_have_the_steps_that_their_names_say(
     assert list(bench.aligned) == steps
     assert [path.name for path in bench.aligned.values()] == names
     assert bench.steps == steps[-1]
+
+
+def test_a_data_file_changed_in_place_makes_other_runs(world: dict[str, Any]) -> None:
+    before = prepare(parse_spec(world))
+    file = Path(world["data"]["preferences"]["path"])
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+    after = prepare(parse_spec(world))
+    assert before.identity["data"] != after.identity["data"]
+    assert not set(before.runs) & set(after.runs)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer
 from ..errors import SpecError
 from ..measuring import Subject, Suite
 from ..method import Context
+from ..rows import RowsSource
 from ..training import ALGORITHMS, Task, check_arguments
 from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs
-from .cache import default_cache
+from .cache import content_key, default_cache, file_digest
 from .prepare import build_task
 from .recipes import named_model
 from .sources import POCKET
@@ -86,7 +89,10 @@ class Bench:
         if self.aligned:
             models["aligned"] = [fingerprint(path) for path in self.aligned.values()]
         name = self.spec.algorithm.name if self.spec.algorithm else None
-        data = self.spec.data.model_dump(mode="json", exclude_none=True)
+        data = {
+            "rows": content_key("rows", [[dict(row) for row in self.task.preferences], list(self.task.prompts)]),
+            "files": sorted({file_digest(file) for file in local_files([self.spec.data, self.spec.measure])}),
+        }
         return {"models": models, "data": data, "algorithm": {"name": name, **self.arguments} if name else None}
 
     @cached_property
@@ -117,6 +123,20 @@ class Bench:
             "select": list(self.suite.select),
             "report": list(self.suite.report),
         }
+
+
+def local_files(part: Any) -> Iterator[Path]:
+    """The local files that a part of a spec reads, so that one changed in place is noticed."""
+    if isinstance(part, RowsSource):
+        if (file := part.file()) is not None:
+            yield file
+    elif isinstance(part, BaseModel):
+        yield from local_files([getattr(part, name) for name in type(part).model_fields])
+    elif isinstance(part, Mapping):
+        yield from local_files(list(part.values()))
+    elif isinstance(part, list | tuple):
+        for one in part:
+            yield from local_files(one)
 
 
 def prepare(spec: StudySpec) -> Bench:

@@ -54,7 +54,8 @@ def compare(store: Store, new: Mapping[str, Any]) -> None:
     if old.get("version") != VERSION:
         raise StoreError(f"{store.study}: is of version {old.get('version')}, this is {VERSION}; use another directory")
     found = [line for key in SAME for line in differences(old["spec"].get(key), new["spec"].get(key), key)]
-    found += differences(old["identity"]["models"], new["identity"]["models"], "files of models")
+    for key in ("models", "data"):
+        found += differences(old["identity"][key], new["identity"][key], f"content of {key}")
     found += [line for key in ("measures", "select", "report") for line in differences(old[key], new[key], key)]
     if found:
         raise StoreError(
