@@ -38,6 +38,11 @@ def unkilled(slow_world: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     return run_study(slow_world, tmp_path_factory.mktemp("studies") / "unkilled", workers=0)
 
 
+def hear_interrupts() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would the suite's own processes there."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Command:
     """``untaxed study`` in a process of its own."""
 
@@ -48,7 +53,9 @@ class Command:
         words = [sys.executable, "-c", code, "study", str(path), "--out", str(out), "--workers", "1"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         self.out = out
-        self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            words, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=hear_interrupts
+        )
 
     def strike(self, when: Callable[[Path], bool], how: signal.Signals) -> tuple[int, str]:
         """Sends a signal as soon as `when` holds; the exit code and what was said."""

@@ -120,6 +120,7 @@ class Pool:
     def _replace(self, worker: _Worker) -> None:
         if worker not in self._workers:
             return
+        worker.dismiss()  # closes our end of its pipe
         if not worker.ready:
             raise UntaxedError(f"a worker could not start: {worker.crash().why}")
         self._workers[self._workers.index(worker)] = self._start()
@@ -158,8 +159,10 @@ class _Worker:
 
     def _listen(self, inbox: queue.Queue[tuple[_Worker, Any]]) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            inbox.put((self, json.loads(line)))
+        with self._process.stdout as lines:
+            for line in lines:
+                if line.endswith("\n"):  # the last one of a process that was killed may be half a line
+                    inbox.put((self, json.loads(line)))
         self._process.wait()
         inbox.put((self, None))
 
