@@ -61,9 +61,9 @@ def test_the_function_gets_prompts_and_completions_as_texts(model, tokenizer):
     ]
 
 
-def test_an_error_inside_the_function_is_its_own():
-    def broken(prompts, completions):
-        raise ZeroDivisionError("mine")
+def test_a_reward_that_raises_is_named() -> None:
+    def broken(prompts: list[str], completions: list[str]) -> list[float]:
+        raise KeyError("label")
 
-    with pytest.raises(ZeroDivisionError, match="mine"):
-        rewards_of("proxy", broken, "a", "a")
+    with pytest.raises(DataError, match=r"reward .mine. raised KeyError"):
+        rewards_of("mine", broken, ["a"], ["b"])

@@ -202,3 +202,11 @@ def test_verdictless_studies_are_drawn(tmp_path):
     text = html(directory, summary)
     assert "No point has both a reward and a tax on test." in text
     assert "No arm can be compared" in text
+
+
+def test_a_page_that_cannot_be_written_is_one_line_and_leaves_nothing(study, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for target in (tmp_path / "nowhere" / "page.html", tmp_path / "folder"):
+        with pytest.raises(StoreError, match=r"cannot be written|is a folder"):
+            write_html(study, target)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder"]

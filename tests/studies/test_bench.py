@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from untaxed import pocket
+from untaxed.errors import SpecError, Unsupported
 from untaxed.measuring import measure
 from untaxed.studies.bench import prepare
 from untaxed.studies.spec import parse_spec
@@ -61,3 +62,25 @@ def test_a_data_file_changed_in_place_makes_other_runs(world: dict[str, Any]) ->
     after = prepare(parse_spec(world))
     assert before.identity["data"] != after.identity["data"]
     assert not set(before.runs) & set(after.runs)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lr_scheduler_type": "foo"}, "algorithm dpo: .*foo"),
+        ({"batch_size": 7, "micro_batch_size": 2}, "must be a multiple of micro_batch_size"),
+        ({"hub_token": "secret"}, "hub_token cannot be set"),
+    ],
+)
+def test_what_the_trainer_would_refuse_is_refused_before_anything_is_written(
+    world: dict[str, Any], change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        prepare(parse_spec({**world, "algorithm": {**world["algorithm"], **change}}))
+
+
+def test_a_reset_that_would_never_come_is_refused(world: dict[str, Any]) -> None:
+    steps = prepare(parse_spec(world)).steps
+    methods = [{"elastic_reset": {"decay": 0.5, "reset_every": steps}}]
+    with pytest.raises(Unsupported, match="would never reset"):
+        prepare(parse_spec({**world, "methods": methods}))

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..method import Between, Method, Site
+from ..errors import Unsupported
+from ..method import Between, Context, Method, Site
 from ..weights import check_same, snapshot
 from ._average import WeightAverage
 
@@ -142,6 +143,13 @@ class ElasticReset(Method):
 
     def __post_init__(self) -> None:
         _check_settings(self.decay, self.reset_every, self.update_every)
+
+    def check(self, context: Context) -> None:
+        if context.max_steps is not None and self.reset_every >= context.max_steps:
+            raise Unsupported(
+                f"elastic_reset would never reset: reset_every is {self.reset_every}, training has {context.max_steps} "
+                "steps, and none comes at the last one; lower reset_every"
+            )
 
     def between(self, model: nn.Module) -> Between:
         return ElasticResetState(model, decay=self.decay, reset_every=self.reset_every, update_every=self.update_every)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, UntaxedError
 from .subject import Subject
 from .suite import Measure, Reward, Scores, Split
 
@@ -30,7 +30,12 @@ def reward(name: str, fn: Reward) -> Measure:
 
 def rewards_of(name: str, fn: Reward, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
     """Calls a reward and checks what it returns, ``(items,)`` float64."""
-    returned = fn(prompts, completions)
+    try:
+        returned = fn(prompts, completions)
+    except (UntaxedError, MemoryError):
+        raise
+    except Exception as error:  # the user's own code: whatever it raises, the line names the reward
+        raise DataError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(returned, Iterable):
         raise DataError(f"reward {name!r}: expected {len(prompts)} numbers, got {returned!r}")
     values = list(returned)

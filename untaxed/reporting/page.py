@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import require
+from ..errors import StoreError, require
 from .axes import looks
 from .curves import curve, trained_points
 from .directory import StudyFiles, read_study
@@ -89,12 +89,21 @@ def write_html(directory: str | Path, file: str | Path | None = None, summary: S
     """Writes the page to `file`, or to ``report.html`` in the directory, whole or not at all."""
     target = Path(directory) / "report.html" if file is None else Path(file)
     content = html(directory, summary).encode("utf-8", errors="replace")
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".report-", delete=False) as temporary:
-        temporary.write(content)
-        temporary.flush()
-        os.fsync(temporary.fileno())
-    os.chmod(temporary.name, 0o644)
-    os.replace(temporary.name, target)
+    if target.is_dir():
+        raise StoreError(f"{target} is a folder; name a file for the page")
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".report-", delete=False) as temporary:
+            try:
+                temporary.write(content)
+                temporary.flush()
+                os.fsync(temporary.fileno())
+                os.chmod(temporary.name, 0o644)
+                os.replace(temporary.name, target)
+            except BaseException:
+                os.unlink(temporary.name)
+                raise
+    except OSError as error:
+        raise StoreError(f"the page {target} cannot be written: {error.strerror}") from error
     return target
 
 

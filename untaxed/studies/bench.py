@@ -19,7 +19,7 @@ from ..errors import SpecError
 from ..measuring import Subject, Suite
 from ..method import Context
 from ..rows import RowsSource
-from ..training import ALGORITHMS, Task, check_arguments
+from ..training import ALGORITHMS, Task, check_arguments, check_training
 from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs
 from .cache import content_key, default_cache, file_digest
 from .prepare import build_task
@@ -161,7 +161,9 @@ def _arguments(spec: StudySpec, task: Task) -> dict[str, Any]:
         return {}
     row = ALGORITHMS[spec.algorithm.name]
     given = {**row.defaults, **task.arguments.get(row.name, {}), **spec.algorithm.arguments()}
-    return check_arguments(row.name, given)
+    checked = check_arguments(row.name, given)
+    check_training(row.name, checked, task)
+    return checked
 
 
 def _every(spec: StudySpec) -> int:

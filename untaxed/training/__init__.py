@@ -11,4 +11,5 @@ from .loop import Outcome as Outcome
 from .loop import train as train
 from .task import Reward as Reward
 from .task import Task as Task
+from .trainer import check_training as check_training
 from .trainer import make_trainer as make_trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,22 @@ def make_trainer(
     _check_reference(trainer, task)
     _remove_printer(trainer)
     return trainer
+
+
+def check_training(name: str, arguments: Mapping[str, Any], task: Task) -> None:
+    """Checks everything of a training that can be known without a model: sizes, TRL's own rules, the rows.
+
+    Raises:
+        SpecError: Sizes that do not divide, an option that TRL refuses.
+        DataError: Preferences that cannot be used, no reward for an algorithm that needs one.
+    """
+    row = algorithm(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        _config(row, {**machine_defaults(), **_arguments(row, arguments, task, ())}, 0, scratch)
+    if not row.on_policy:
+        check_preferences(task.preferences)
+    elif task.reward is None:
+        raise DataError(f"{row.name} needs a reward; the task has none")
 
 
 def _arguments(row: Algorithm, arguments: Mapping[str, Any], task: Task, methods: Sequence[Method]) -> dict[str, Any]:
