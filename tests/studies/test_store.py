@@ -169,3 +169,12 @@ with locked(Path({str(tmp_path / ".lock")!r}), what="study"):
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert (tmp_path / ".lock").read_text().isdigit()
     try_lock(tmp_path)
+
+
+def test_damaged_scores_are_one_line_with_the_remedy(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "scores.npz", a=np.arange(1000.0))
+    whole = (tmp_path / "scores.npz").read_bytes()
+    for damaged in (b"", whole[:200], whole[:60] + bytes(40) + whole[100:]):
+        (tmp_path / "scores.npz").write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"scores\.npz: cannot be read as scores .*; remove"):
+            read_scores(tmp_path / "scores.npz")

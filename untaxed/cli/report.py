@@ -33,7 +33,7 @@ def command(
         raise SpecError(f"--html is the page of one study; {len(directories)} directories are given")
     summaries = [summary_of(directory) for directory in directories]
     if html is not None:
-        typer.echo(f"report: {reporting.write_html(directories[0], html)}", err=True)
+        typer.echo(f"report: {reporting.write_html(directories[0], html, summaries[0])}", err=True)
     if as_json:
         print_json(summaries[0] if len(summaries) == 1 else summaries)
     elif markdown:

@@ -100,6 +100,8 @@ class StudySpec(BaseModel):
     def _seeds_differ(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must differ and be at least 0, got {seeds}")
+        if max(seeds) >= 2**32:
+            raise ValueError(f"seeds must be below 2**32, got {max(seeds)}")
         return seeds
 
     @field_validator("keep")

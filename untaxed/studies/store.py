@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,10 +175,12 @@ def write_scores(path: Path, scores: Mapping[str, NDArray[np.float64]]) -> None:
 def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
     """Reads per-item scores; nothing in the file is ever executed."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise StoreError(f"{path}: cannot be read as scores ({error})") from None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise StoreError(
+            f"{path}: cannot be read as scores ({type(error).__name__}); remove {path.parent}, the study makes it again"
+        ) from None
 
 
 @contextlib.contextmanager
