@@ -1,0 +1,1 @@
+"""Inside the step: optimizers that merge their update, and the wrapper that does so around any other."""
