@@ -16,6 +16,7 @@ PACKAGE = Path(untaxed.__file__).parent
 # Imports point upwards in this list only, towards the mathematics.
 LAYERS = [
     "errors",
+    "values",
     "method",
     "sparsify",
     "consensus",

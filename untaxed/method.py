@@ -13,11 +13,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, get_type_hints
 
 from torch import Tensor, nn
 
 from .errors import SpecError, nearest
+from .values import typed
 
 Site = Literal["data", "loss", "gradient", "update", "displacement", "between", "after"]
 Need = Literal["pretrained", "prompts", "reference_sets", "replay", "members"]
@@ -56,8 +57,9 @@ class Context:
 class Method:
     """One remedy with its settings: a row of the methods' table.
 
-    Subclasses are frozen dataclasses whose fields are the settings; `__post_init__` checks their ranges and
-    raises `ValueError`. They override the functions of the sites they name in `acts`, and no others.
+    Subclasses are frozen dataclasses whose fields are the settings, annotated with the types of plain values;
+    `__post_init__` checks their ranges and raises `ValueError`. They override the functions of the sites they name in
+    `acts`, and no others.
     """
 
     name: ClassVar[str]
@@ -68,17 +70,33 @@ class Method:
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Builds the method from a spec's mapping; a wrong key or value is a `SpecError` that names it."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in settings:
-            if key not in known:
-                tail = nearest(str(key), known) if known else "; it takes no settings"
-                raise SpecError(f"method {cls.name!r} has no setting {key!r}{tail}")
+    def from_settings(cls, settings: Mapping[str, Any], where: str | None = None) -> Self:
+        """Builds the method from a spec's mapping.
+
+        Args:
+            settings: As YAML reads them; each takes its field's type.
+            where: The mapping's place in the spec, such as ``methods.2.kl``; the method's name where it has none.
+        Raises:
+            SpecError: A setting is unknown, missing or of a wrong type or range; it is named.
+        """
+        where = where or f"method {cls.name}"
+        values = {key: cls.setting(key, value, where) for key, value in settings.items()}
+        for field in dataclasses.fields(cls):
+            if field.default is field.default_factory is dataclasses.MISSING and field.name not in values:
+                raise SpecError(f"{where}: the setting `{field.name}` is required")
         try:
-            return cls(**settings)
+            return cls(**values)
         except (TypeError, ValueError) as error:
-            raise SpecError(f"method {cls.name!r}: {error}") from None
+            raise SpecError(f"{where}: {error}") from None
+
+    @classmethod
+    def setting(cls, key: str, value: Any, where: str) -> Any:
+        """One setting's value in its field's type; `where` is the method's place, for the error."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        if key not in known:
+            tail = nearest(str(key), known) if known else "; it takes no settings"
+            raise SpecError(f"{where} has no setting {key!r}{tail}")
+        return typed(f"{where}.{key}", get_type_hints(cls)[key], value)
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain values, for keys, files and reports."""

@@ -61,6 +61,8 @@ def get(name: str) -> type[Method]:
 def build(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     """A method with its settings, as a study spec writes it.
 
+    Raises:
+        SpecError: The name or a setting is wrong.
     Example:
         >>> build("averaging", {"initial_share": 0.2})
         Averaging(initial_share=0.2)

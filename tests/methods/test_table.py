@@ -125,7 +125,7 @@ def test_kl_needs_an_algorithm_with_a_beta() -> None:
     with pytest.raises(Unsupported, match="got no algorithm"):
         kl.check(Context(None, None))
     for beta in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="beta must be above 0 and finite"):
+        with pytest.raises(ValueError, match=r"beta must be (above 0|finite)"):
             methods.build("kl", {"beta": beta})
 
 
@@ -133,11 +133,11 @@ def test_kl_needs_an_algorithm_with_a_beta() -> None:
     ("name", "settings", "message"),
     [
         ("elastic_rest", {}, "unknown method 'elastic_rest'; did you mean 'elastic_reset'? known: averaging"),
-        ("averaging", {"share": 0.1}, "method 'averaging' has no setting 'share'; did you mean 'initial_share'?"),
-        ("averaging", {}, "method 'averaging': .*missing 1 required positional argument: 'initial_share'"),
-        ("averaging", {"initial_share": 2}, r"method 'averaging': initial_share must be in \[0, 1\], got 2"),
-        ("averaging", {"initial_share": "a"}, "method 'averaging': .*not supported"),
-        ("plain", {"beta": 1}, "method 'plain' has no setting 'beta'; it takes no settings"),
+        ("averaging", {"share": 0.1}, "method averaging has no setting 'share'; did you mean 'initial_share'?"),
+        ("averaging", {}, "method averaging: the setting `initial_share` is required"),
+        ("averaging", {"initial_share": 2}, r"method averaging: initial_share must be in \[0, 1\], got 2"),
+        ("averaging", {"initial_share": "a"}, "method averaging.initial_share: should be a valid number"),
+        ("plain", {"beta": 1}, "method plain has no setting 'beta'; it takes no settings"),
     ],
 )
 def test_wrong_names_and_settings_are_spec_errors(name: str, settings: dict, message: str) -> None:

@@ -42,6 +42,16 @@ def test_equal_training_parts_share_a_run() -> None:
     assert sorted(len(run.variants) for run in runs.values()) == [2, 2, 2, 2]
 
 
+@pytest.mark.parametrize("beta", [1, "1", "1e0", 1.0])
+def test_equal_values_make_the_same_run_however_they_are_written(beta: Any) -> None:
+    for value in (beta, {"sweep": [beta]}):
+        arms = plan_arms([{"kl": {"beta": value}}])
+        [run] = plan_runs(arms, [0], {}).values()
+        assert run.training[0].settings() == {"beta": 1.0}
+        assert run.key == "3d249c13898b"  # as it was before values were typed: results on disk keep their keys
+    assert arms[0].settings[0].label == "beta=1.0"
+
+
 def test_averaging_alone_makes_plains_runs() -> None:
     runs = plan_runs(plan_arms([SHARES]), [0], {})
     assert [run.training for run in runs.values()] == [()]
@@ -56,11 +66,25 @@ def test_labels_that_collide_get_their_settings() -> None:
     ("methods", "line"),
     [
         (["plian"], "methods.0: unknown method 'plian'; did you mean 'plain'"),
-        (["plain", {"kl": {"bta": 1}}], "methods.1: method 'kl' has no setting 'bta'; did you mean 'beta'"),
-        ([{"averaging": {"initial_share": 1.5}}], r"methods.0: method 'averaging': initial_share must be in \[0, 1\]"),
+        (["plain", {"kl": {"bta": 1}}], "methods.1.kl has no setting 'bta'; did you mean 'beta'"),
+        ([{"averaging": {"initial_share": 1.5}}], r"methods.0.averaging: initial_share must be in \[0, 1\]"),
         ([{"kl": {"beta": {"sweep": []}}}], r"methods.0.kl.beta: a sweep is written \{sweep: \[value, …\]\}"),
         ([{"kl": {"beta": {"sweep": [1, 2], "log": True}}}], "methods.0.kl.beta: a sweep is written"),
         ([{"kl": {"beta": {"sweep": [1, 1]}}}], "a value stands twice in the sweep"),
+        ([{"kl": {"beta": {"sweep": [1, "1.0"]}}}], "a value stands twice in the sweep"),
+        (
+            [{"kl": {"beta": {"swep": [1]}}}],
+            r"methods.0.kl.beta: should be a valid number, .*; a sweep is written \{sw",
+        ),
+        ([{"kl": {"beta": "strong"}}], "methods.0.kl.beta: should be a valid number.*, got 'strong'"),
+        ([{"kl": {"beta": True}}], "methods.0.kl.beta must be a number, got True"),
+        ([{"kl": {"beta": None}}], "methods.0.kl.beta: should be a valid number, got None"),
+        ([{"kl": {"beta": float("inf")}}], "methods.0.kl.beta must be finite, got inf"),
+        (
+            [[SHARES, {"elastic_reset": {"decay": 0.9, "reset_every": 2.5}}]],
+            "methods.0.1.elastic_reset.reset_every: should",
+        ),
+        ([{"elastic_reset": {"decay": 0.9}}], "methods.0.elastic_reset: the setting `reset_every` is required"),
         (["early_stopping"], "early_stopping judges plain's checkpoints; add `- plain`"),
         ([["plain", RESET]], "plain cannot be composed; make it an arm of its own"),
         ([[RESET, RESET]], "a method stands twice in one arm"),

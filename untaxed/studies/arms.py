@@ -15,12 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import methods as table
 from ..errors import SpecError
 from ..method import Context, Method
+from .written import Part, parts_of, sweep_of
 
 Chain = tuple[Method, ...]  # methods in the order in which they act
-Written = list[tuple[str, dict[str, Any]]]  # one arm as the spec writes it
 ALONE = ("plain", "early_stopping")  # an arm of its own, never part of a composition
 
 
@@ -69,91 +68,66 @@ class RunPlan:
     variants: tuple[Chain, ...]
 
 
-def plan_arms(methods: Sequence[Any]) -> tuple[ArmPlan, ...]:
-    """Reads a spec's `methods`.
+def plan_arms(methods: Sequence[Any], *, where: str = "") -> tuple[ArmPlan, ...]:
+    """Reads a spec's `methods`; every value takes its setting's type.
 
+    Args:
+        methods: As the spec gives them.
+        where: Begins every error.
     Raises:
         SpecError: An unknown method or setting, a wrong value, an arm given twice, `early_stopping` without `plain`.
     """
-    arms = [_arm(item, f"methods.{index}") for index, item in enumerate(methods)]
-    arms = _with_unique_labels(arms)
+    arms = [_arm(item, f"{where}methods.{index}") for index, item in enumerate(methods)]
+    arms = _with_unique_labels(arms, where)
     if any(arm.early_stopping for arm in arms) and not any(arm.plain for arm in arms):
-        raise SpecError("methods: early_stopping judges plain's checkpoints; add `- plain`")
+        raise SpecError(f"{where}methods: early_stopping judges plain's checkpoints; add `- plain`")
     return tuple(arms)
 
 
 def _arm(item: Any, where: str) -> ArmPlan:
-    written = list(_written(item, where))
-    names = tuple(name for name, _ in written)
+    parts = parts_of(item, where)
+    names = tuple(part.name for part in parts)
     if len(names) > 1 and set(names) & set(ALONE):
         raise SpecError(
             f"{where}: {' and '.join(set(names) & set(ALONE))} cannot be composed; make it an arm of its own"
         )
     if len(set(names)) < len(names):
         raise SpecError(f"{where}: a method stands twice in one arm")
-    settings = tuple(_settings(written, where))
-    return ArmPlan(" + ".join(names), names, [{name: given} for name, given in written], settings)
+    written = [{part.name: part.given} for part in parts]
+    return ArmPlan(" + ".join(names), names, written, tuple(_settings(parts)))
 
 
-def _written(item: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for part in item if isinstance(item, list) and item else [item]:
-        if isinstance(part, str):
-            yield part, {}
-        elif isinstance(part, dict) and len(part) == 1 and isinstance(next(iter(part.values())), dict | None):
-            [(name, given)] = part.items()
-            yield str(name), given or {}
-        else:
-            raise SpecError(f"{where}: expected a method's name or {{name: settings}}, got {part!r}")
-
-
-def _settings(written: Written, where: str) -> Iterator[SettingPlan]:
+def _settings(parts: Sequence[Part]) -> Iterator[SettingPlan]:
     """All choices of the swept values, the last sweep varying fastest."""
     swept = {
-        (name, key): sweep
-        for name, given in written
-        for key, value in given.items()
-        if (sweep := _sweep(value, f"{where}.{name}.{key}")) is not None
+        (part.name, key): sweep
+        for part in parts
+        for key, value in part.given.items()
+        if (sweep := sweep_of(value, f"{part.where}.{key}")) is not None
     }
     short = Counter(key for _, key in swept)
     for choice in itertools.product(*swept.values()):
         chosen = dict(zip(swept, choice))
-        parts = [
-            _build(name, given | {key: v for (of, key), v in chosen.items() if of == name}, where)
-            for name, given in written
-        ]
+        built = [_build(part, {key: value for (of, key), value in chosen.items() if of == part.name}) for part in parts]
         values = {key if short[key] == 1 else f"{name}.{key}": value for (name, key), value in chosen.items()}
         yield SettingPlan(
             label=", ".join(f"{key}={value}" for key, value in values.items()),
             values=values,
-            training=tuple(method for method in parts if method.trains),
-            after=tuple(method for method in parts if "after" in method.acts),
+            training=tuple(method for method in built if method.trains),
+            after=tuple(method for method in built if "after" in method.acts),
         )
 
 
-def _sweep(value: Any, where: str) -> list[Any] | None:
-    if not isinstance(value, dict) or "sweep" not in value:
-        return None
-    values = value["sweep"]
-    if set(value) != {"sweep"} or not isinstance(values, list) or not values:
-        raise SpecError(f"{where}: a sweep is written {{sweep: [value, …]}}, got {value!r}")
-    if any(values.count(one) > 1 for one in values):
-        raise SpecError(f"{where}: a value stands twice in the sweep {values!r}")
-    return values
+def _build(part: Part, chosen: Mapping[str, Any]) -> Method:
+    return part.row.from_settings({**part.given, **chosen}, part.where)
 
 
-def _build(name: str, settings: Mapping[str, Any], where: str) -> Method:
-    try:
-        return table.build(name, settings)
-    except SpecError as error:
-        raise SpecError(f"{where}: {error}") from None
-
-
-def _with_unique_labels(arms: Sequence[ArmPlan]) -> list[ArmPlan]:
+def _with_unique_labels(arms: Sequence[ArmPlan], where: str) -> list[ArmPlan]:
     counts = Counter(arm.label for arm in arms)
     labelled = [replace(arm, label=_full_label(arm)) if counts[arm.label] > 1 else arm for arm in arms]
     for label, count in Counter(arm.label for arm in labelled).items():
         if count > 1:
-            raise SpecError(f"methods: the arm {label!r} is given {count} times")
+            raise SpecError(f"{where}methods: the arm {label!r} is given {count} times")
     return labelled
 
 

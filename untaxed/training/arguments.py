@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, get_args, get_type_hints
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import Any, get_type_hints
 
 from ..errors import SpecError, nearest
+from ..values import typed
 from .algorithms import Algorithm, algorithm
 
 LARGEST_MICRO_BATCH = 64  # items a process takes at once where the spec does not say
@@ -89,24 +87,12 @@ def _checked(row: Algorithm, known: Mapping[str, Any], key: str, value: Any) -> 
         raise SpecError(f"{where} cannot be set: {RESERVED[key]}")
     if key not in known:
         raise SpecError(f"algorithm {row.name} has no argument {key!r}{_nearest_only(str(key), known)}")
-    value = _typed(where, known[key], value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise SpecError(f"{where} must be finite, got {value}")
+    value = typed(where, known[key], value)
     lower = ("above 0", lambda beta: beta > 0) if not row.on_policy else ("at least 0", lambda beta: beta >= 0)
     words, holds = lower if key == "beta" else RANGES.get(key, ("", lambda _: True))
     if value is not None and not holds(value):
         raise SpecError(f"{where} must be {words}, got {value}")
     return value
-
-
-def _typed(where: str, hint: Any, value: Any) -> Any:
-    types = get_args(hint) or (hint,)
-    if isinstance(value, bool) and bool not in types and any(kind in types for kind in (int, float)):
-        raise SpecError(f"{where} must be a number, got {value}")  # pydantic would take true for 1
-    try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except ValidationError as error:
-        raise SpecError(f"{where}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
 
 
 def _nearest_only(key: str, known: Mapping[str, Any]) -> str:
