@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from untaxed import pocket
 from untaxed.errors import SpecError, Unsupported
 from untaxed.measuring import measure
 from untaxed.studies.bench import prepare
-from untaxed.studies.spec import parse_spec
+from untaxed.studies.record import differences
+from untaxed.studies.spec import load_spec, parse_spec
 
 POCKET: dict[str, Any] = {"name": "p", "models": {"initial": "pocket"}, "methods": ["plain"]}
 
@@ -62,6 +64,20 @@ def test_a_data_file_changed_in_place_makes_other_runs(world: dict[str, Any]) ->
     after = prepare(parse_spec(world))
     assert before.identity["data"] != after.identity["data"]
     assert not set(before.runs) & set(after.runs)
+
+
+def test_a_changed_reward_makes_other_runs_and_is_named(world: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "my_reward.py").write_text("def sweet(prompts, completions):\n    return [1.0 for _ in completions]\n")
+    spec = tmp_path / "study.yaml"
+    spec.write_text(yaml.safe_dump({**world, "measure": {**world["measure"], "reward": "my_reward:sweet"}}))
+    before = prepare(load_spec(spec))
+    assert set(before.identity["data"]["rewards"]) == {"proxy"}
+    (tmp_path / "my_reward.py").write_text("def sweet(prompts, completions):\n    return [2.0 for _ in completions]\n")
+    after = prepare(load_spec(spec))
+    assert not set(before.runs) & set(after.runs)
+    [line] = differences(before.identity["data"], after.identity["data"], "content of data")
+    assert line.startswith("content of data.rewards.proxy was")
+    assert "rewards" not in prepare(parse_spec(POCKET)).identity["data"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from ..errors import DataError
 from ..rows import Row, RowsSource, subset
 from .abilities import Choice, Item, exact_match, multiple_choice
 from .drift import entropy, forward_kl, length, perplexity, reverse_kl
-from .reward_sources import TextClassifier, Vader, imported
+from .reward_sources import TextClassifier, Vader, imported, source_file
 from .rewards import reward
 from .suite import SPLITS, Measure, Reward, Sampling, Split, Suite
 from .suite_items import AbilitySpec, field_of, items_of, located, rows_by_split
@@ -66,6 +66,8 @@ class ClassifierReward(_Spec):
 
 class RewardSpec(_Spec):
     """The rewards: ``module:function``, ``vader`` or ``{text_classifier: …}`` each.
+
+    A module is looked for beside the spec, then in the working directory, then among the installed ones.
 
     Attributes:
         proxy: What alignment maximises.
@@ -168,6 +170,14 @@ def build_rewards(spec: SuiteSpec, *, directory: Path) -> dict[str, Reward]:
     """
     entries = {"proxy": spec.reward.proxy, "gold": spec.reward.gold}
     return {name: _reward(entry, directory) for name, entry in entries.items() if entry is not None}
+
+
+def reward_files(spec: SuiteSpec, directory: Path) -> dict[str, Path]:
+    """The files of the rewards that are functions, by the rewards' names, so that one changed in place is noticed."""
+    entries = {"proxy": spec.reward.proxy, "gold": spec.reward.gold}
+    functions = {name: entry for name, entry in entries.items() if isinstance(entry, str) and entry != "vader"}
+    files = {name: source_file(entry, directory) for name, entry in functions.items()}
+    return {name: file for name, file in files.items() if file is not None}
 
 
 def _reward(entry: str | ClassifierReward, directory: Path) -> Reward:

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer
 from ..errors import SpecError
 from ..measuring import Subject, Suite
+from ..measuring.suite_spec import SuiteSpec, reward_files
 from ..method import Context
 from ..rows import RowsSource
 from ..training import ALGORITHMS, Task, check_arguments, check_training
@@ -89,10 +90,13 @@ class Bench:
         if self.aligned:
             models["aligned"] = [fingerprint(path) for path in self.aligned.values()]
         name = self.spec.algorithm.name if self.spec.algorithm else None
-        data = {
+        data: dict[str, Any] = {
             "rows": content_key("rows", [[dict(row) for row in self.task.preferences], list(self.task.prompts)]),
             "files": sorted({file_digest(file) for file in local_files([self.spec.data, self.spec.measure])}),
         }
+        files = reward_files(self.spec.measure, Path.cwd()) if isinstance(self.spec.measure, SuiteSpec) else {}
+        if files:
+            data["rewards"] = {name: file_digest(file) for name, file in files.items()}
         return {"models": models, "data": data, "algorithm": {"name": name, **self.arguments} if name else None}
 
     @cached_property

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..measuring.reward_sources import anchored
 from .sources import POCKET
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -16,12 +17,15 @@ def located(raw: Any, base: Path) -> Any:
     """Returns a spec's plain values with variables put in and paths made absolute.
 
     ``${NAME}`` and ``${NAME:-default}`` may stand in every text; a variable that is not set and has no default stays as
-    it is, for whoever reads the file to name it. Paths are the values of the keys ``path``, wherever they stand, and
-    under ``models`` those names that lead to something that exists or that look like a path and not like a hub id.
+    it is, for whoever reads the file to name it. Paths are the values of the keys ``path``, wherever they stand, under
+    ``models`` those names that lead to something that exists or that look like a path and not like a hub id, and the
+    modules of rewards that lie beside the spec or in the working directory.
     """
     raw = _walk(raw, base)
     if isinstance(raw, dict) and isinstance(raw.get("models"), dict):
         raw["models"] = {key: _models(value, base) for key, value in raw["models"].items()}
+    if isinstance(raw, dict) and isinstance(measure := raw.get("measure"), dict) and "reward" in measure:
+        raw["measure"] = {**measure, "reward": _rewards(measure["reward"], base)}
     return raw
 
 
@@ -48,6 +52,12 @@ def _models(value: Any, base: Path) -> Any:
         return value
     looks_like_path = value.startswith((".", "/", "~")) or value.count("/") > 1
     return _absolute(value, base) if looks_like_path or (base / value).exists() else value
+
+
+def _rewards(value: Any, base: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _rewards(inner, base) if key in ("proxy", "gold") else inner for key, inner in value.items()}
+    return anchored(value, base) if isinstance(value, str) and all(value.partition(":")) else value
 
 
 def _absolute(path: str, base: Path) -> str:
