@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from untaxed.errors import SpecError
-from untaxed.studies.spec import StudySpec, load_spec, parse_spec
+from untaxed.studies.spec import PocketMeasure, StudySpec, load_spec, parse_spec
 
 POCKET: dict[str, Any] = {"name": "p", "models": {"initial": "pocket"}, "methods": ["plain"]}
 
@@ -57,6 +57,22 @@ def test_every_committed_study_is_a_spec() -> None:
         ({"keep": ["lats"]}, r"keep.0: should be 'last', 'best_proxy' or 'all', got 'lats'"),
         ({"keep": ["all"]}, "keep: name `last`, `best_proxy` or both"),
         ({"seeds": [1, 1]}, "seeds: seeds must differ"),
+        ({"seeds": [True]}, "seeds.0: should be a number, got a truth value"),
+        ({"algorithm": {"max_steps": True}}, "algorithm.max_steps: should be a number, got a truth value"),
+        ({"measure": {"every": True}}, "measure.every: should be a number, got a truth value"),
+        ({"models": None, "measure": {"items": 5}}, "models: expected keys and values, got None"),
+        ({"models": [], "measure": {"items": 5}}, r"models: expected keys and values, got \[\]"),
+        ({"models": 3, "measure": {"items": 5}}, "models: expected keys and values, got 3"),
+        (
+            {"models": {"initial": "poket"}, "measure": {"items": 5}},
+            "models.initial: measure.items belongs to .* 'poket'",
+        ),
+        (
+            {"models": {"initial": "pocket", "pretrained": "/nosuch"}},
+            "models: the embedded world brings its own `pretr",
+        ),
+        ({"models": {"initial": "x", "aligned": ["a", "./a"]}}, "models.aligned: a stands 2 times; name every"),
+        ({"methods": [{"kl": {"beta": "x"}}]}, "methods.0.kl.beta: should be a valid number"),
         ({"seeds": []}, "seeds: List should have at least 1 item"),
         ({"methods": []}, "methods: List should have at least 1 item"),
         ({"models": {"initial": "pocket", "aligned": ["pocket"]}, "algorithm": {"name": "dpo"}}, "exclude each other"),
@@ -84,6 +100,10 @@ def test_a_study_that_is_not_pocket_says_what_it_needs() -> None:
         ("name: [a\n", "line 2: expected"),
         ("", "expected keys and values, got nothing"),
         ("- plain\n", r"expected keys and values, got \['plain'\]"),
+        ("name: p\na: &x [1, *x]\n", "line 2: an alias stands inside what it names"),
+        ("name: p\na: &x {b: {c: *x}}\n", "line 2: an alias stands inside what it names"),
+        ("a: " + "[" * 3000 + "\n", "is nested too deeply"),
+        ("a: 2024-99-99\n", "not YAML: month must be in 1..12"),
         ("name: !!python/object/apply:os.system [id]\n", "could not determine a constructor"),
     ],
 )
@@ -114,12 +134,22 @@ def test_set_changes_keys_and_steps_into_lists(pocket_file: Path) -> None:
     assert spec.methods[1] == {"kl": {"beta": {"sweep": [1, 2]}}}
 
 
+def test_set_makes_what_the_file_does_not_have(pocket_file: Path) -> None:
+    assert load_spec(pocket_file, ["seeds.0=1"]).seeds == [1]
+    assert load_spec(pocket_file, ["methods.0=kl", "methods.0.kl.beta=2"]).methods[0] == {"kl": {"beta": 2}}
+    assert load_spec(pocket_file, ["checkpoint_every=null"]).checkpoint_every is None
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
         ("seeds", "--set seeds: expected KEY=VALUE"),
         ("methods.7=plain", "expected a number from 0 to 1 in place of '7'"),
         ("name.first=x", "nothing lies below 'p'"),
+        ("algorithm.max_steps=", "--set algorithm.max_steps=: expected KEY=VALUE"),
+        ("methods.0.plain.x=1", "study.yaml: methods.0.plain has no setting 'x'; it takes no settings"),
+        ("seeds.1=1", "study.yaml: seeds: should be a valid list"),
+        ("seeds=&x [*x]", "an alias stands inside what it names"),
         ("seeds=[1", "--set seeds=.*line 1"),
     ],
 )
@@ -137,6 +167,30 @@ def test_paths_start_at_the_spec_and_hub_names_stay(world: dict[str, Any], tmp_p
     assert spec.models.pretrained == "owner/name"
     assert spec.data.prompts is not None
     assert spec.data.prompts.path == str(tmp_path / "rows" / "prompts.jsonl")
+
+
+def test_a_reward_beside_the_spec_or_in_the_working_directory_is_found_from_everywhere(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, here, elsewhere = (tmp_path / name for name in ("spec", "here", "elsewhere"))
+    for folder, names in ((spec, ["both", "package/inner"]), (here, ["both", "cwd_only"]), (elsewhere, [])):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.py").touch()
+        folder.mkdir(exist_ok=True)
+
+    def read(**reward: Any) -> Any:
+        raw = {**world, "measure": {**world["measure"], "reward": reward}}
+        made = load_spec(written(spec / "study.yaml", yaml.safe_dump(raw)))
+        assert not isinstance(made.measure, PocketMeasure)
+        return made.measure.reward.proxy, made.measure.reward.gold
+
+    monkeypatch.chdir(here)
+    assert read(proxy="both:f", gold="cwd_only:f") == (f"{spec}/both:f", f"{here}/cwd_only:f")
+    monkeypatch.chdir(elsewhere)
+    assert read(proxy="both:f", gold="cwd_only:f") == (f"{spec}/both:f", "cwd_only:f")
+    assert read(proxy="package.inner:f", gold="../here/both:f") == (f"{spec}/package.inner:f", f"{here}/both:f")
+    assert read(proxy="vader", gold=None) == ("vader", None)
 
 
 def test_variables_are_put_in_or_left_for_the_reader(

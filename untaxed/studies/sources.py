@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from ..rows import RowsSource
 
@@ -90,6 +90,21 @@ class ModelsSpec(_Spec):
     initial: ModelSource
     pretrained: ModelSource | None = None
     aligned: tuple[str, ...] = ()
+
+    @field_validator("aligned")
+    @classmethod
+    def _each_once(cls, aligned: tuple[str, ...]) -> tuple[str, ...]:
+        paths = [Path(name).expanduser().resolve() for name in aligned]
+        for name, path in zip(aligned, paths):
+            if paths.count(path) > 1:
+                raise ValueError(f"{name} stands {paths.count(path)} times; name every checkpoint once")
+        return aligned
+
+    @model_validator(mode="after")
+    def _pocket_has_its_own(self) -> ModelsSpec:
+        if self.pocket and self.pretrained is not None:
+            raise ValueError("the embedded world brings its own `pretrained`; leave it out or name another `initial`")
+        return self
 
     @model_validator(mode="after")
     def _recipes_fit(self) -> ModelsSpec:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..errors import SpecError, nearest
 from ..measuring.suite_spec import SuiteSpec
+from .arms import plan_arms
 from .places import located
 from .sources import POCKET, DataSpec, ModelsSpec
 from .strict_yaml import apply_sets, read_yaml
@@ -142,13 +143,15 @@ def load_spec(path: str | Path, sets: Iterable[str] = ()) -> StudySpec:
 def parse_spec(raw: Mapping[str, Any], *, where: str = "") -> StudySpec:
     """Checks a spec given as plain values, and fills in its defaults; `where` begins every error."""
     filled = dict(raw)
-    models = filled.get("models")
-    pocket = isinstance(models, Mapping) and models.get("initial") == POCKET
-    if pocket:
-        filled = _pocket_defaults(filled)
-    if "measure" in filled:
+    models = validated(ModelsSpec, filled["models"], where, "models") if "models" in filled else None
+    pocket = models is not None and models.pocket
+    if models is not None and pocket:
+        filled = _pocket_defaults(models) | filled
+    if models is not None and "measure" in filled:
+        _check_items(filled["measure"], models, where)
         filled["measure"] = validated(PocketMeasure if pocket else SuiteSpec, filled["measure"], where, "measure")
     spec = validated(StudySpec, filled, where)
+    plan_arms(spec.methods, where=where)  # for its errors: here the file can be named
     if pocket and (spec.data.prompts or spec.data.preferences):
         raise SpecError(
             f"{where}data: the embedded world brings its own data; leave `data` out or name another initial"
@@ -156,8 +159,16 @@ def parse_spec(raw: Mapping[str, Any], *, where: str = "") -> StudySpec:
     return spec
 
 
-def _pocket_defaults(raw: dict[str, Any]) -> dict[str, Any]:
+def _check_items(measure: Any, models: ModelsSpec, where: str) -> None:
+    """Blames `models` where `measure` is plainly meant for the embedded world."""
+    meant = isinstance(measure, Mapping) and "items" in measure and set(measure) <= set(PocketMeasure.model_fields)
+    if meant and not models.pocket:
+        raise SpecError(
+            f"{where}models.initial: measure.items belongs to the embedded world (initial: {POCKET}), got"
+            f" {models.initial!r}; write {POCKET}, or give measure its reward and abilities"
+        )
+
+
+def _pocket_defaults(models: ModelsSpec) -> dict[str, Any]:
     defaults: dict[str, Any] = {"measure": {}, "keep": ["last", "best_proxy", "all"]}
-    if not raw["models"].get("aligned"):
-        defaults["algorithm"] = {"name": "dpo"}
-    return defaults | raw
+    return defaults if models.aligned else {**defaults, "algorithm": {"name": "dpo"}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,11 @@ from ..errors import SpecError
 
 class _Loader(yaml.SafeLoader):
     """Safe, and stricter than PyYAML where that is silent."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node in self.recursive_objects:
+            raise yaml.constructor.ConstructorError(None, None, "an alias stands inside what it names", node.start_mark)
+        return super().construct_object(node, deep=True)  # deep: so that the line above sees every alias
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -49,6 +55,10 @@ def parse_yaml(text: str, *, where: str) -> Any:
     """Parses YAML text; `where` begins the error."""
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except RecursionError:
+        raise SpecError(f"{where}: is nested too deeply") from None
+    except ValueError as error:  # a date or number that looks right and is none, such as 2024-99-99
+        raise SpecError(f"{where}: not YAML: {error}; put texts in quotes") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -56,22 +66,30 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 def apply_sets(raw: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:
-    """Returns `raw` with changes such as ``methods.1.kl.beta=0.3``; the value is YAML."""
+    """Returns `raw` with changes such as ``methods.1.kl.beta=0.3``; the value is YAML.
+
+    What a key steps into and the file does not have is made: a list for ``0``, else a mapping. A method written as its
+    bare name gets settings.
+    """
     changed = copy.deepcopy(raw)
     for change in sets:
         path, equals, text = change.partition("=")
-        if not equals or not path.strip():
-            raise SpecError(f"--set {change}: expected KEY=VALUE, such as algorithm.max_steps=20")
+        if not equals or not path.strip() or not text.strip():
+            raise SpecError(f"--set {change}: expected KEY=VALUE, such as algorithm.max_steps=20, or =null for none")
         where = f"--set {change}"
         _put(changed, path.strip().split("."), parse_yaml(text, where=where), where)
     return changed
 
 
 def _put(value: Any, keys: list[str], new: Any, where: str) -> None:
-    for key in keys[:-1]:
-        if isinstance(value, dict) and value.get(key) is None:
-            value[key] = {}
-        value = value[_index(value, key, where)]
+    for key, below in itertools.pairwise(keys):
+        index = _index(value, key, where)
+        found = value.get(index) if isinstance(value, dict) else value[index]
+        if found is None or found == []:
+            value[index] = [None] if below == "0" else {}
+        elif found == below:
+            value[index] = {below: {}}
+        value = value[index]
     value[_index(value, keys[-1], where)] = new
 
 
@@ -80,6 +98,9 @@ def _index(value: Any, key: str, where: str) -> Any:
         return key
     if not isinstance(value, list):
         raise SpecError(f"{where}: nothing lies below {value!r}, so there is no {key!r}")
-    if not key.isdigit() or int(key) >= len(value):
-        raise SpecError(f"{where}: expected a number from 0 to {len(value) - 1} in place of {key!r}")
+    if not key.isdecimal() or int(key) >= len(value):
+        raise SpecError(
+            f"{where}: expected a number from 0 to {len(value) - 1} in place of {key!r};"
+            " to add items, give the whole list"
+        )
     return int(key)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from ..errors import SpecError, nearest
+from ..values import truth_values
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -21,12 +22,15 @@ def validated(model: type[Model], value: Any, where: str = "", at: str = "") -> 
     if not isinstance(value, Mapping | model):
         raise SpecError(f"{where}{at or 'a study'}: expected keys and values, got {_shown(value)}")
     try:
-        return model.model_validate(value)
+        made = model.model_validate(value)
     except ValidationError as error:
         found = sorted(
             error.errors(), key=lambda one: one["type"] != "extra_forbidden"
         )  # a typo explains what is missing
         raise SpecError(where + _line(model, found[0], at)) from None
+    for keys in truth_values(value, made):  # pydantic takes true for 1
+        raise SpecError(f"{where}{'.'.join(filter(None, [at, *keys]))}: should be a number, got a truth value")
+    return made
 
 
 def _line(model: type[BaseModel], error: Any, at: str) -> str:
