@@ -32,3 +32,7 @@ def nan(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
 
 def short(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     return [0.0]
+
+
+def raising(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    raise KeyError("label")

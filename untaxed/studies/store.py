@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,10 @@ class Store:
 
     def run(self, key: str) -> Path:
         return self.directory / "runs" / key
+
+    @property
+    def lock(self) -> Path:
+        return self.directory / ".lock"
 
     def result(self, key: str) -> Result | None:
         """A run's result; None while it is not complete."""
@@ -184,8 +188,8 @@ def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, what: str, shared: bool = False, patience_s: float = 10.0) -> Iterator[None]:
-    """Holds a lock file, which the operating system frees when its holder dies.
+def locked(path: Path, *, what: str, shared: bool = False, patience_s: float = 10.0) -> Iterator[TextIO]:
+    """Holds a lock file, which the operating system frees when its holder dies; gives the open file.
 
     Args:
         path: The lock file; made where it is missing, and left in place.
@@ -206,7 +210,12 @@ def locked(path: Path, *, what: str, shared: bool = False, patience_s: float = 1
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        yield file
+
+
+def alone(lock: TextIO) -> bool:
+    """True when nobody shares a lock that is held; from then on nobody can."""
+    return _try_lock(lock, fcntl.LOCK_EX)
 
 
 def _try_lock(file: Any, kind: int) -> bool:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from ..errors import UntaxedError
 from ..method import Context, Method
 from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs, run_key, variant, variant_name
+from .begin import begun
 from .events import Event, Listener, ignore
 from .jobs import Crash, Crew, Job
-from .record import compare, describe, record
+from .record import compare, describe
 from .runs import record_failure
 from .spec import StudySpec
-from .store import Store, check_directory, locked
+from .store import Store, check_directory
 from .summary import chosen_points, wanted_tests, write_summary
 from .variants import prune
 
@@ -59,13 +60,9 @@ class Work:
         """What the study is, as ``study.json`` holds it."""
         return describe(self.spec, self.facts, [self._entry(arm) for arm in self.arms])
 
-    @contextmanager
-    def begun(self, *, shared: bool = False) -> Iterator[None]:
-        """Holds the study's directory while the block works in it, and says there what the study is."""
-        self.store.create()
-        with locked(self.store.directory / ".lock", what=f"study {self.store.directory}", shared=shared):
-            record(self.store, self.described())
-            yield
+    def begun(self, *, shared: bool = False) -> AbstractContextManager[None]:
+        """Holds the study's directory while a block works in it, and says there what the study is."""
+        return begun(self.store, self.described(), shared=shared)
 
     def _entry(self, arm: ArmPlan) -> dict[str, Any]:
         """An arm as ``study.json`` holds it."""
