@@ -26,9 +26,10 @@ def left(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def test_folders_that_were_made_go_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_folders_that_were_made_go_again(shared: bool, tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        fail(Store(tmp_path / "new" / "deep"))
+        fail(Store(tmp_path / "new" / "deep"), shared=shared)
     assert left(tmp_path) == set()
 
 
