@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .callbacks import ElasticReset as ElasticReset
     from .callbacks import ElasticResetState as ElasticResetState
     from .merging import average as average
+    from .optim import sft_delta as sft_delta
     from .studies import load_results as load_results
     from .studies import run_study as run_study
     from .training import attach as attach
@@ -29,8 +30,18 @@ _HOMES = {
     "average": ".merging",
     "load_results": ".studies",
     "run_study": ".studies",
+    "sft_delta": ".optim",
 }
-__all__ = ["ElasticReset", "ElasticResetState", "UntaxedError", "attach", "average", "load_results", "run_study"]
+__all__ = [
+    "ElasticReset",
+    "ElasticResetState",
+    "UntaxedError",
+    "attach",
+    "average",
+    "load_results",
+    "run_study",
+    "sft_delta",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -37,7 +37,7 @@ def check_model_dir(path: str | Path, *, tokenizer: bool = True) -> dict[str, tu
     _refuse_remote_code(path)
     shapes: dict[str, tuple[int, ...]] = {}
     for file in weight_files(path):
-        shapes.update(read_header(file))
+        shapes.update({name: entry.shape for name, entry in read_header(file).items()})
     _check_index(path, shapes)
     if tokenizer:
         _check_tokenizer(path, shapes)
@@ -79,7 +79,7 @@ def fingerprint(path: str | Path) -> str:
 
 def _refuse_remote_code(path: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
-        if (path / name).is_file() and "auto_map" in _read_json(path / name):
+        if (path / name).is_file() and "auto_map" in read_json(path / name):
             raise CheckpointError(
                 f"{path / name} asks for code of its own (auto_map), which is not run here; where transformers knows "
                 "the architecture itself, remove the key auto_map"
@@ -94,7 +94,7 @@ def _check_index(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    names = _read_json(path / INDEX).get("weight_map")
+    names = read_json(path / INDEX).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
         raise CheckpointError(f"{path / INDEX} is damaged: weight_map is not a mapping of names to files")
     return names
@@ -115,7 +115,7 @@ def _largest_token(path: Path) -> int | None:
     """The largest token number of a tokenizer.json; None where the file or its vocabulary has another form."""
     if not path.is_file():
         return None
-    content = _read_json(path)
+    content = read_json(path)
     vocabulary = content.get("model", {}).get("vocab")
     numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
     if isinstance(vocabulary, list):  # unigram: (piece, score) in order
@@ -124,7 +124,8 @@ def _largest_token(path: Path) -> int | None:
     return max(numbers, default=None)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file of a model directory."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: enough to find a truncated or corrupted shard without loading it.
+"""The header of a safetensors file: where each tensor lies, and enough to find a damaged shard without loading it.
 
 Format: 8 bytes of little-endian length n, n bytes of JSON (name -> dtype, shape, data_offsets), then the data.
 """
@@ -9,7 +9,7 @@ import json
 import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
 
@@ -20,8 +20,18 @@ BITS = {
 MOST = 100_000_000  # bytes of header that the format allows
 
 
-def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes by tensor name, after checking that the file's length is what its header says.
+class Entry(NamedTuple):
+    """Where one tensor lies: its file, the format's name of its dtype, its shape, its first byte and the one behind."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """Entries by tensor name, after checking that the file's length is what its header says.
 
     Raises:
         CheckpointError: The file is truncated, longer than it should be, or its header is damaged.
@@ -48,7 +58,10 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
         end = last
     if 8 + length + end != size:
         raise _damaged(path, f"it has {size} bytes and its header promises {8 + length + end}")
-    return {name: tuple(entry["shape"]) for name, entry in entries.items()}
+    return {
+        name: Entry(path, entry["dtype"], tuple(entry["shape"]), *(8 + length + at for at in entry["data_offsets"]))
+        for name, entry in entries.items()
+    }
 
 
 def _span(path: Path, name: str, entry: dict[str, Any]) -> tuple[int, int, str]:
