@@ -6,7 +6,7 @@ import ctypes
 import math
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,12 +86,12 @@ def step_magnitude(kernel: Kernel, item: Item, reference: Reference) -> bool:
     rule = rule_of(item, bool(reference.index))
     count = kept_count(item.weights.numel(), item.merging.density)
     low, high = _bracket(item, count)
-    above, candidates, faults = _candidates(kernel, item, rule, low, high, item.gradient)
-    if faults:
+    found = _candidates(kernel, item, rule, low, high, item.gradient)
+    if found.faults:
         return False
-    if not 1 <= count - above <= len(candidates):
-        above, candidates, _ = _candidates(kernel, item, rule, 0, TOP, None)
-    chosen = _threshold(kernel, item, rule, count - above, candidates)
+    if not 1 <= count - found.above <= found.order.size:
+        found = _candidates(kernel, item, rule, 0, TOP, None)
+    chosen = _threshold(kernel, item, rule, count - found.above, found)
 
     def work(piece: Piece) -> int:
         _, start, end = piece
@@ -154,15 +154,29 @@ def rule_of(item: Item, has_reference: bool) -> Rule:
     )
 
 
-def _candidates(
-    kernel: Kernel, item: Item, rule: Rule, low: int, high: int, gradient: Tensor | None
-) -> tuple[int, np.ndarray, int]:
-    """How many entries lie above ``high``, the order of those from ``low`` to it, the spans that are not finite."""
+class Candidates(NamedTuple):
+    """Entries among which the threshold lies.
+
+    Attributes:
+        above: How many entries are larger than all of them.
+        order: The bits of their magnitudes, which are in the order of these.
+        places: Where they stand in the local range.
+        faults: Spans whose gradient is not finite.
+    """
+
+    above: int
+    order: np.ndarray
+    places: np.ndarray
+    faults: int
+
+
+def _candidates(kernel: Kernel, item: Item, rule: Rule, low: int, high: int, gradient: Tensor | None) -> Candidates:
+    """Takes the gradient, if any, into the moments, and finds the entries from ``low`` to ``high``."""
     buffers: dict[int, tuple[np.ndarray, ctypes.Array]] = {}
 
     def work(piece: Piece) -> int:
         _, start, end = piece
-        found, counts = np.empty(end - start, dtype=np.uint32), (ctypes.c_int64 * 2)()
+        found, counts = np.empty((2, end - start), dtype=np.uint32), (ctypes.c_int64 * 2)()
         buffers[start] = found, counts
         weights, first, second = _pointers(item.weights, *item.moments)
         return kernel.library.moments_and_candidates(
@@ -175,34 +189,31 @@ def _candidates(
             ctypes.c_int32(item.merging.sparsify == "momentum"),
             ctypes.c_uint32(low),
             ctypes.c_uint32(high),
-            ctypes.c_void_p(found.ctypes.data),
-            *_longs(found.size),
+            ctypes.c_void_p(found[0].ctypes.data),
+            ctypes.c_void_p(found[1].ctypes.data),
             counts,
         )
 
     results = kernel.over([item.weights.numel()], work)
-    parts = [buffers[piece[1]][0][:written] for piece, written in results]
+    order, places = np.concatenate([buffers[piece[1]][0][:, :written] for piece, written in results], axis=1)
     counts = [buffers[piece[1]][1] for piece, _ in results]
-    return sum(c[0] for c in counts), np.concatenate(parts), sum(c[1] for c in counts)
+    return Candidates(sum(c[0] for c in counts), order, places, sum(c[1] for c in counts))
 
 
-def _threshold(kernel: Kernel, item: Item, rule: Rule, count: int, candidates: np.ndarray) -> Magnitude:
+def _threshold(kernel: Kernel, item: Item, rule: Rule, count: int, found: Candidates) -> Magnitude:
     """The ``count``-th largest candidate; where several are equal to it, the random bits from which they are kept."""
-    limit = _largest(candidates, count)
-    missing = count - int((candidates > limit).sum())
-    ties = int((candidates == limit).sum())
+    limit = _largest(found.order, count)
+    missing = count - int((found.order > limit).sum())
+    ties = found.places[found.order == limit]
     momentum = item.merging.sparsify == "momentum"
-    if missing == ties or (limit == 0 and not momentum):  # an update of 0 may be kept or not
+    if missing == ties.size or (limit == 0 and not momentum):  # an update of 0 may be kept or not
         return Magnitude(limit=limit, choice=0, momentum=momentum)
-    bits = np.empty(ties, dtype=np.uint32)
-    kernel.library.bits_of_ties(
-        *_pointers(item.weights, *item.moments),
-        *_longs(0, item.weights.numel(), item.place.offset),
-        ctypes.byref(rule),
-        ctypes.c_int32(momentum),
-        ctypes.c_uint32(limit),
+    bits = np.empty_like(ties)
+    kernel.library.bits_at(
+        ctypes.c_void_p(ties.ctypes.data),
+        *_longs(ties.size, item.place.offset),
+        ctypes.c_uint64(rule.key),
         ctypes.c_void_p(bits.ctypes.data),
-        *_longs(ties),
     )
     return Magnitude(limit=limit, choice=_largest(bits, missing), momentum=momentum)
 

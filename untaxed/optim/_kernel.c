@@ -366,15 +366,11 @@ int64_t step_random(float *p, const float *g, float *m, float *v, int64_t n, int
     return faults;
 }
 
-static inline uint32_t order_at(const float *p, const float *m, const float *v, int64_t i, const Rule *rule, int momentum) {
-    return order_of(momentum ? m[i] : proposed(p[i], m[i], v[i], rule));
-}
-
 /* Updates the moments and finds what the k-th magnitude needs: how many lie above `high`, and all from `low` to it.
- * Returns how many candidates were written; counts[0]: entries above, counts[1]: blocks whose gradient is not finite. */
+ * Returns how many candidates were written, with their places in the local range; counts[0]: entries above, counts[1]: blocks whose gradient is not finite. */
 int64_t moments_and_candidates(const float *p, const float *g, float *m, float *v, int64_t from, int64_t to, int64_t start,
                                const Rule *rule, int32_t momentum, uint32_t low, uint32_t high, uint32_t *candidates,
-                               int64_t room, int64_t *counts) {
+                               uint32_t *places, int64_t *counts) {
     _Alignas(64) uint32_t order[CHUNK];
     _Alignas(64) uint8_t flags[CHUNK];
     int64_t written = 0;
@@ -396,8 +392,9 @@ int64_t moments_and_candidates(const float *p, const float *g, float *m, float *
             uint64_t eight = 0;
             memcpy(&eight, flags + word, span.count - word < 8 ? (size_t)(span.count - word) : 8);
             for (; eight; eight &= eight - 1) {
-                if (written < room) candidates[written] = order[word + (__builtin_ctzll(eight) >> 3)];
-                written++;
+                const int j = word + (__builtin_ctzll(eight) >> 3);
+                candidates[written] = order[j];
+                places[written++] = (uint32_t)(i + j);
             }
         }
         i += span.count;
@@ -405,21 +402,12 @@ int64_t moments_and_candidates(const float *p, const float *g, float *m, float *
     return written;
 }
 
-/* Random bits of the entries whose magnitude is exactly `limit`, for the choice among them. */
-int64_t bits_of_ties(const float *p, const float *m, const float *v, int64_t from, int64_t to, int64_t start,
-                     const Rule *rule, int32_t momentum, uint32_t limit, uint32_t *ties, int64_t room) {
-    int64_t written = 0;
-    for (int64_t i = from; i < to;) {
-        Span span = next_span(start, i, to);
-        const uint64_t word = mix(rule->key + (uint64_t)span.block * GOLDEN);
-        for (int j = 0; j < span.count; j++)
-            if (order_at(p, m, v, i + j, rule, momentum) == limit) {
-                if (written < room) ties[written] = bits_of(word, (uint32_t)(span.place + j));
-                written++;
-            }
-        i += span.count;
+/* Random bits of the entries at these places of a local range, for the choice among ties. */
+void bits_at(const uint32_t *places, int64_t count, int64_t start, uint64_t key, uint32_t *bits) {
+    for (int64_t k = 0; k < count; k++) {
+        const int64_t global = start + places[k];
+        bits[k] = bits_of(mix(key + (uint64_t)(global / BLOCK) * GOLDEN), (uint32_t)(global % BLOCK));
     }
-    return written;
 }
 
 /* The second pass of a choice by magnitude; the moments are those of this step already. */

@@ -94,9 +94,9 @@ class Kernel:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
-        for name in ("step_random", "moments_and_candidates", "bits_of_ties", "is_finite"):
+        for name in ("step_random", "moments_and_candidates", "is_finite"):
             getattr(library, name).restype = Long
-        library.step_magnitude.restype = None
+        library.step_magnitude.restype = library.bits_at.restype = None
         assert library.rule_size() == ctypes.sizeof(Rule)
 
     def over(self, sizes: Sequence[int], work: Callable[[Piece], int]) -> list[tuple[Piece, int]]:
