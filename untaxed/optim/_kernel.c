@@ -10,9 +10,11 @@
 #include <string.h>
 
 #define BLOCK 4096
-#define CHUNK 512  /* entries worked on at once; divides BLOCK */
+#define CHUNK 256  /* entries worked on at once; divides BLOCK */
 #define GROUP 64   /* of these, between two rounds of fetching; divides CHUNK */
-#define MANY 0.015 /* kept share from which computing all entries costs less than looking for the kept */
+#define AHEAD 512  /* how far ahead is fetched */
+#define DEPTH 4    /* spans between finding a kept entry and moving it, so that its cache line has arrived */
+#define MANY 0.03  /* kept share from which computing all entries costs less than looking for the kept */
 #define GOLDEN 0x9E3779B97F4A7C15ULL
 #define EVERYTHING (1ULL << 32) /* a threshold that keeps every entry */
 
@@ -147,7 +149,7 @@ typedef struct {
 
 static inline void fetch(const Next *next, int from) {
     for (int k = 0; k < next->arrays; k++)
-        for (int line = 0; line < GROUP; line += 16) __builtin_prefetch(next->array[k] + from + line, 1);
+        for (int line = 0; line < GROUP; line += 16) __builtin_prefetch(next->array[k] + from + line);
 }
 
 /* The random choices of a span: an entry is kept where its bits are at most `last`. */
@@ -226,7 +228,7 @@ static void apply_many(float *p, const float *m, const float *v, const float *va
     }
 }
 
-/* The few kept entries of a span, looked up while the next span is worked on: their cache lines are on the way. */
+/* The few kept entries of a span. They are moved DEPTH spans later, when their cache lines have arrived. */
 typedef struct {
     int64_t from;
     int count;
@@ -257,11 +259,11 @@ static void collect(Kept *kept, const float *p, int64_t i, const uint8_t *flags,
             kept->own[k] = set & UPDATE;
             kept->other[k] = (uint32_t)(set & REFERENCE);
             kept->pull[k++] = set & REFERENCE && reference->index ? values[j] : 0.0f;
-            __builtin_prefetch(p + i + j, 1);
+            __builtin_prefetch(p + i + j, 1, 0);
             if (set & REFERENCE && reference->first) {
-                __builtin_prefetch((const char *)reference->first + (reference->first_narrow ? 2 : 4) * (i + j));
+                __builtin_prefetch((const char *)reference->first + (reference->first_narrow ? 2 : 4) * (i + j), 0, 0);
                 if (reference->second)
-                    __builtin_prefetch((const char *)reference->second + (reference->second_narrow ? 2 : 4) * (i + j));
+                    __builtin_prefetch((const char *)reference->second + (reference->second_narrow ? 2 : 4) * (i + j), 0, 0);
             }
         } while (eight);
     }
@@ -324,8 +326,8 @@ static int64_t gather(float *values, uint8_t *flags, int64_t i, Span span, int64
 static Next next_of(const float *p, const float *g, const float *m, const float *v, int64_t i, int64_t to, int many,
                     const Reference *reference) {
     Next next = {0, {0}};
-    if (i + 2 * CHUNK >= to) return next;
-    i += CHUNK;
+    if (i + AHEAD + CHUNK >= to) return next;
+    i += AHEAD;
     if (g) next.array[next.arrays++] = g + i;
     next.array[next.arrays++] = m + i;
     next.array[next.arrays++] = v + i;
@@ -342,7 +344,9 @@ int64_t step_random(float *p, const float *g, float *m, float *v, int64_t n, int
     _Alignas(64) float values[CHUNK];
     int64_t faults = 0, at = first_listed(reference, from);
     const int many = keeps_many(n, rule, reference), hashed = reference->first != 0;
-    Kept kept = {.count = 0};
+    Kept kept[DEPTH];
+    for (int k = 0; k < DEPTH; k++) kept[k].count = 0;
+    int turn = 0;
     for (int64_t i = from; i < to;) {
         const Span span = next_span(start, i, to);
         const Next next = next_of(p, g, m, v, i, to, many, reference);
@@ -351,23 +355,27 @@ int64_t step_random(float *p, const float *g, float *m, float *v, int64_t n, int
         } else {
             moments(g + i, m + i, v + i, span.count, rule);
             if (many) {
-                at = gather(values, flags, i, span, at, reference);
-                apply_many(p + i, m + i, v + i, values, 0, span, rule, hashed, &next);
+                const int as_it_lies = reference->first && !reference->second && !reference->first_narrow;
+                if (!as_it_lies) at = gather(values, flags, i, span, at, reference);
+                apply_many(p + i, m + i, v + i, as_it_lies ? (const float *)reference->first + i : values, 0, span, rule,
+                           hashed, &next);
             } else {
                 flag(flags, span, rule, hashed, &next);
                 if (reference->index) at = flag_listed(flags, values, i, span.count, at, reference);
-                apply_kept(&kept, p, m, v, rule, reference);
-                collect(&kept, p, i, flags, values, span.count, reference);
+                apply_kept(&kept[turn], p, m, v, rule, reference);
+                collect(&kept[turn], p, i, flags, values, span.count, reference);
+                turn = (turn + 1) % DEPTH;
             }
         }
         i += span.count;
     }
-    apply_kept(&kept, p, m, v, rule, reference);
+    for (int k = 0; k < DEPTH; k++) apply_kept(&kept[k], p, m, v, rule, reference);
     return faults;
 }
 
 /* Updates the moments and finds what the k-th magnitude needs: how many lie above `high`, and all from `low` to it.
- * Returns how many candidates were written, with their places in the local range; counts[0]: entries above, counts[1]: blocks whose gradient is not finite. */
+ * Returns how many candidates were written, with their places in the local range; counts[0]: entries above, counts[1]:
+ * spans whose gradient is not finite. */
 int64_t moments_and_candidates(const float *p, const float *g, float *m, float *v, int64_t from, int64_t to, int64_t start,
                                const Rule *rule, int32_t momentum, uint32_t low, uint32_t high, uint32_t *candidates,
                                uint32_t *places, int64_t *counts) {
@@ -420,7 +428,9 @@ void step_magnitude(float *p, const float *m, const float *v, int64_t n, int64_t
     const int many = keeps_many(n, rule, reference);
     const uint32_t limit = magnitude->limit;
     const Rule own = *rule;
-    Kept kept = {.count = 0};
+    Kept kept[DEPTH];
+    for (int k = 0; k < DEPTH; k++) kept[k].count = 0;
+    int turn = 0;
     for (int64_t i = from; i < to;) {
         const Span span = next_span(start, i, to);
         const Next next = next_of(p, 0, m, v, i, to, 1, reference);
@@ -444,12 +454,13 @@ void step_magnitude(float *p, const float *m, const float *v, int64_t n, int64_t
             for (int j = 0; j < span.count; j++) flags[j] = order[j] ? UPDATE : 0;
             for (int from_group = 0; from_group < span.count; from_group += GROUP) fetch(&next, from_group);
             if (reference->index) at = flag_listed(flags, values, i, span.count, at, reference);
-            apply_kept(&kept, p, m, v, rule, reference);
-            collect(&kept, p, i, flags, values, span.count, reference);
+            apply_kept(&kept[turn], p, m, v, rule, reference);
+            collect(&kept[turn], p, i, flags, values, span.count, reference);
+                turn = (turn + 1) % DEPTH;
         }
         i += span.count;
     }
-    apply_kept(&kept, p, m, v, rule, reference);
+    for (int k = 0; k < DEPTH; k++) apply_kept(&kept[k], p, m, v, rule, reference);
 }
 
 /* 1 when every entry of the range is finite. */
