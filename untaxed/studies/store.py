@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,7 +232,7 @@ def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, what: str, shared: bool = False, patience_s: float = 10.0) -> Iterator[TextIO]:
+def locked(path: Path, *, what: str, shared: bool = False, patience_s: float = 10.0) -> Iterator[BinaryIO]:
     """Holds a lock file, which the operating system frees when its holder dies; gives the open file.
 
     Args:
@@ -243,21 +243,22 @@ def locked(path: Path, *, what: str, shared: bool = False, patience_s: float = 1
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = path.open("a+b", buffering=0)
     with file:
         until = time.monotonic() + patience_s
         while not _try_lock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             if time.monotonic() > until:
                 file.seek(0)
-                raise StoreError(f"{what} is in use by process {file.read().strip() or '?'}; wait for it or stop it")
+                holder = file.read().decode(errors="replace").strip() or "?"
+                raise StoreError(f"{what} is in use by process {holder}; wait for it or stop it")
             time.sleep(0.05)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: it is held all the same
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         yield file
 
 
-def alone(lock: TextIO) -> bool:
+def alone(lock: BinaryIO) -> bool:
     """True when nobody shares a lock that is held; from then on nobody can."""
     return _try_lock(lock, fcntl.LOCK_EX)
 
