@@ -14,10 +14,13 @@ import yaml
 from typer.testing import CliRunner, Result
 from values import values
 
+from untaxed import frontier, reporting
 from untaxed.cli import app
 from untaxed.studies import Study, run_study
+from untaxed.studies.estimate import tally
 from untaxed.studies.results import runs
 from untaxed.studies.store import read_json, write_json
+from untaxed.studies.summary import summary_of
 
 WRONG = ["{}", "[]", "null", "3", '"text"', '{"points": {}}', '{"points": [{"name": 1}]}', '{"half": ']
 
@@ -160,3 +163,38 @@ def test_what_leaves_the_spec_is_said_and_comes_back_as_it_was(world: dict[str, 
     assert "4 runs: 4 done" in again.stderr
     assert "not in the spec" not in again.stderr
     assert values(tmp_path / "out") == before
+
+
+# --- a study that is not finished ------------------------------------------------------------------------------------
+
+
+def test_what_an_unfinished_study_has_so_far_is_said_to_be_that(world: dict[str, Any], copy: Path) -> None:
+    [run] = runs(copy)
+    path = copy / "runs" / run["key"] / "result.json"
+    untested = [{**point, "test": None} for point in run["points"]]
+    write_json(path, {**run, "points": untested})
+    so_far = summary_of(copy)
+    assert so_far["unfinished"] == "what validation chose has yet to be measured on test"
+    assert so_far["verdict"] == "No verdict yet: plain's shipping point was not measured on test."
+    path.unlink()
+    so_far = summary_of(copy)
+    assert (so_far["unfinished"], so_far["verdict"]) == ("0 of 1 run done", "No verdict yet: no run of plain is done.")
+    assert "<strong>Unfinished:</strong> 0 of 1 runs are complete." in reporting.html(copy, so_far)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "so_far"),
+    [
+        ("No verdict: there is no plain arm.", "No verdict yet: there is no plain arm."),
+        ("Nothing beats early stopping.", "So far, nothing beats early stopping."),
+        ("kl beats early stopping.", "So far, kl beats early stopping."),
+    ],
+)
+def test_a_verdict_before_the_end(sentence: str, so_far: str) -> None:
+    assert frontier.so_far(sentence) == so_far
+
+
+def test_a_run_that_failed_is_not_counted_as_done() -> None:
+    assert tally(1, 0, 0) == "1 run: 1 done"
+    assert tally(0, 1, 0) == "1 run: 1 failed"
+    assert tally(3, 1, 2) == "6 runs: 3 done, 1 failed, 2 to do"

@@ -62,7 +62,7 @@ def _unfinished(results: Results, choices: frontier.Choices) -> str | None:
     """What is left to do, in words; None where nothing is."""
     complete, planned = len(results.complete), len(results.planned)
     if complete < planned:
-        return f"{complete} of {counted(planned, 'run')} are complete"
+        return f"{complete} of {counted(planned, 'run')} done"
     if _untested(results, choices):
         return "what validation chose has yet to be measured on test"
     return None
