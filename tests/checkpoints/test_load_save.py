@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from tiny import build_model_dir
 
-from untaxed.checkpoints import fingerprint, load_model, load_tokenizer, load_weights, save_model
+from untaxed.checkpoints import fingerprint, load_model, load_tokenizer, load_weights, recover, save_model
 from untaxed.errors import CheckpointError, StoreError
 
 
@@ -94,6 +94,17 @@ def test_saving_replaces_what_was_there(tmp_path: Path) -> None:
         save_model(Saves(content), Saves(content), tmp_path / "model")  # type: ignore[arg-type]
         assert (tmp_path / "model" / "content.txt").read_text() == content
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("new_is_there", [False, True])
+def test_a_kill_within_a_replace_loses_nothing(tmp_path: Path, new_is_there: bool) -> None:
+    (tmp_path / ".model.a_b1.old").mkdir()
+    (tmp_path / ".model.a_b1.old" / "content.txt").write_text("old")
+    if new_is_there:
+        save_model(Saves("new"), Saves("new"), tmp_path / "model")  # type: ignore[arg-type]
+    recover(tmp_path.parent)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "content.txt").read_text() == ("new" if new_is_there else "old")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_study_ends_with_a_table_a_page_and_exit_code_0(studied: tuple[Path, Pat
 
 def test_study_shows_plain_lines_where_there_is_no_terminal(studied: tuple[Path, Path, Result]) -> None:
     lines = studied[2].stderr.splitlines()
-    assert "1 runs, 0 of them done" in lines
+    assert "1 run: 1 to do" in lines
     assert any(line.startswith("plain, seed 0: step 2/4  reward 0.") and " tax " in line for line in lines)
     assert any(line.startswith("plain, seed 0: done") for line in lines)
     assert "\x1b" not in studied[2].stderr
@@ -102,10 +102,10 @@ def test_plan_says_runs_minutes_and_disk_and_starts_nothing(studied: tuple[Path,
     new = untaxed(*words, "--out", tmp_path / "new")
     assert new.exit_code == 0, new.output
     assert not (tmp_path / "new").exists()
-    assert "runs      2, 0 of them done" in new.stdout
+    assert "study     2 runs: 2 to do" in new.stdout
     assert "(2 steps tried out)" in new.stdout
     known = json.loads(untaxed(*words, "--out", out, "--json").stdout)
-    assert (known["runs"], known["done"], known["basis"]) == (2, 1, "1 runs that are done")
+    assert (known["runs"], known["done"], known["basis"]) == (2, 1, "1 run done before")
     assert known["seconds"] > 0
     assert known["disk_bytes"] >= known["kept_bytes"] > 0
     assert len(known["unfinished"]) == 1
@@ -126,7 +126,7 @@ def test_align_does_one_run_and_the_study_takes_it_as_done(studied: tuple[Path, 
     assert not (tmp_path / "out" / "summary.json").exists(), "a report of an unfinished study writes nothing there"
     rest = untaxed("study", spec, "--out", tmp_path / "out", "--workers", 0)
     assert rest.exit_code == 0
-    assert "1 runs, 1 of them done" in rest.stderr
+    assert "1 run: 1 done" in rest.stderr
 
 
 def test_report_prints_json_markdown_or_a_table_and_writes_a_page(

@@ -12,6 +12,7 @@ from untaxed.studies.events import Event
 
 STORY = [
     Event("note", text="checking models, data and methods"),
+    Event("warning", "k1", "grpo with beta 0"),
     Event("plan", "k1", "plain, seed 0", steps=40),
     Event("plan", "k2", "kl beta=[0.3], seed 0", steps=40),
     Event("run", "k1", "", 10, 40, seconds_left=90.0),
@@ -34,6 +35,7 @@ def told(*, terminal: bool) -> str:
 def test_lines_tell_only_what_is_new() -> None:
     assert told(terminal=False).splitlines() == [
         "checking models, data and methods",
+        "warning: grpo with beta 0",
         "plain, seed 0: step 20/40  reward 0.50  tax 0.12  1:00 left",
         "plain, seed 0: step 40/40  averaging-0.2@last  reward 0.60  tax 0.20",
         "plain, seed 0: done  reward 0.60  tax 0.20",
@@ -44,7 +46,14 @@ def test_lines_tell_only_what_is_new() -> None:
 def test_bars_show_a_run_with_its_numbers_and_end_in_a_line() -> None:
     text = told(terminal=True)
     assert "\x1b[" in text
-    for words in ("checking models", "plain, seed 0", "all runs", "done  reward 0.60", "kl beta=[0.3], seed 0: FAILED"):
+    for words in (
+        "checking models",
+        "warning: grpo with beta 0",
+        "plain, seed 0",
+        "all runs",
+        "done  reward 0.60",
+        "kl beta=[0.3], seed 0: FAILED",
+    ):
         assert words in text
 
 

@@ -124,3 +124,11 @@ def test_missing_model_names_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setattr("untaxed.pocket.world.DATA", tmp_path)
     with pytest.raises(pocket.world.CheckpointError, match="untaxed pocket build"):
         pocket.initial_path()
+
+
+def test_the_proxy_reward_loads_without_a_bar(capfd: pytest.CaptureFixture[str]) -> None:
+    from untaxed.pocket import rewards
+
+    rewards._load.cache_clear()
+    pocket.task().reward(["the film was"], [" good"])  # type: ignore[misc]
+    assert capfd.readouterr().err == ""

@@ -260,6 +260,7 @@ class Study:
         study = {
             "version": 1,
             "spec": spec,
+            "identity": {"models": {}, "data": {}, "algorithm": None},
             "versions": VERSIONS,
             "host": {"machine": "x86_64", "cpus": 2, "gpu": None},
             "git": None,

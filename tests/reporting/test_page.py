@@ -168,10 +168,10 @@ def test_study_without_any_run_is_drawn(own):
 
 
 def test_nothing_but_a_study_is_read(tmp_path, own):
-    with pytest.raises(StoreError, match=r"no study.json"):
+    with pytest.raises(StoreError, match=r"study\.json is missing"):
         html(tmp_path)
     (own / "study.json").write_text("{")
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(StoreError, match=r"cannot be read as JSON .*; put a copy of it back"):
         html(own)
 
 

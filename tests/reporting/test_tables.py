@@ -12,6 +12,8 @@ from untaxed.reporting import markdown, terminal
 from untaxed.reporting.numbers import Notes, plain_number
 from untaxed.reporting.tables import abilities_table, arms_table
 
+MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
+
 
 def interval(mean, low=None, high=None, n=5, why=None):
     return {"mean": mean, "low": low, "high": high, "n": n, "why": why}
@@ -95,6 +97,25 @@ def test_terminal_says_which_columns_it_left_out(summary):
     assert "In a wider window" in printed(summary, 80)
     assert "seconds a" in printed(summary, 80)
     assert "In a wider window" not in printed(summary, 250)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_notes_of_the_columns_that_fit_are_numbered_without_gaps(summary, width):
+    lines = printed(summary, width).splitlines()
+    listed = "".join(line[0] for line in lines if line and line[0] in MARKS)
+    used = {mark for line in lines for mark in MARKS if f"–{mark}" in line}
+    assert listed
+    assert listed == MARKS[: len(listed)]
+    assert used <= set(listed)
+
+
+def test_an_unfinished_study_says_so_above_its_verdict(summary):
+    assert "Unfinished" not in printed(summary, 80) + markdown(summary)
+    summary["unfinished"] = "3 of 7 runs are complete"
+    for text in (printed(summary, 80), markdown(summary)):
+        first, second = [line for line in text.splitlines() if line][:2]
+        assert first == "Unfinished: 3 of 7 runs are complete."
+        assert "averaging beats early stopping" in second
 
 
 def test_terminal_shows_names_as_they_are(summary):

@@ -12,9 +12,16 @@ from untaxed.errors import DataError
 from untaxed.studies.begin import _existing, _withdraw, begun
 from untaxed.studies.store import Store, locked, write_json
 
+STUDY = {
+    "version": 1,
+    "spec": {"name": "none", "seeds": [0]},
+    "identity": {"models": {}, "data": {}},
+    **{key: [] for key in ("measures", "select", "report", "arms")},
+}
+
 
 def fail(store: Store, *, shared: bool = False, measured: bool = False) -> None:
-    with begun(store, {"version": 1}, shared=shared):
+    with begun(store, STUDY, shared=shared):
         (store.initial).mkdir(exist_ok=True)
         (store.initial / "scores.npz").touch()
         if measured:

@@ -103,6 +103,22 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
+def test_a_lock_is_held_on_a_disk_without_any_room(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            (tmp_path / "filler").write_bytes(bytes(20_000))
+        with (
+            locked(tmp_path / ".lock", what="study here"),
+            pytest.raises(StoreError, match=r"study here is in use by process \?"),
+        ):
+            try_lock(tmp_path)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
 def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "weights" / ".step-2.x.partial").mkdir(parents=True)
     (tmp_path / ".tmp-abc").write_text("half")

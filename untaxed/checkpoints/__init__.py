@@ -10,4 +10,5 @@ from ._load import load_weights as load_weights
 from ._save import disk_is_full as disk_is_full
 from ._save import flush as flush
 from ._save import no_space as no_space
+from ._save import recover as recover
 from ._save import save_model as save_model

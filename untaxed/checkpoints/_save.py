@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+OLD = ".old"  # what a replaced directory is called until the new one is in its place
+
+
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
     """Writes a model and its tokenizer as one directory that appears whole or not at all.
 
@@ -65,7 +68,7 @@ def flush(directory: Path) -> None:
 def _replace(new: Path, path: Path) -> None:
     old = None
     if path.exists():  # a directory cannot be renamed onto a full one
-        old = new.with_suffix(".old")
+        old = new.with_suffix(OLD)
         path.rename(old)
     new.rename(path)
     if old is not None:
@@ -75,6 +78,19 @@ def _replace(new: Path, path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def recover(directory: Path) -> None:
+    """Ends what a kill left half-replaced below `directory`: the old state comes back unless the new one is there.
+
+    Nobody else may be saving there.
+    """
+    for old in directory.rglob(f".*{OLD}"):
+        path = old.with_name(old.name[1:].rsplit(".", 2)[0])  # .NAME.RANDOM.old
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(path)
 
 
 @contextmanager

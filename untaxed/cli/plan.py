@@ -13,6 +13,8 @@ from .progress import shown
 
 def show_plan(spec: StudySpec, out: Path, workers: int | None, *, as_json: bool) -> None:
     """Checks everything, tries out a few steps where nothing is known yet, and prints what would be done."""
+    from ..studies.estimate import tally
+    from ..studies.events import counted
     from ..studies.study import planned
 
     with shown() as listen:
@@ -21,8 +23,9 @@ def show_plan(spec: StudySpec, out: Path, workers: int | None, *, as_json: bool)
         print_json({**estimate.json(), "unfinished": labels})
         return
     minutes = "not known" if estimate.seconds is None else f"about {estimate.seconds / 60:.1f}"
-    typer.echo(f"runs      {estimate.runs}, {estimate.done} of them done")
-    typer.echo(f"each      {estimate.steps} steps, up to {estimate.points} models measured")
+    left = estimate.runs - estimate.done - estimate.failed
+    typer.echo(f"study     {tally(estimate.done, estimate.failed, left)}")
+    typer.echo(f"each      {counted(estimate.steps, 'step')}, up to {counted(estimate.points, 'model')} measured")
     typer.echo(f"minutes   {minutes} ({estimate.basis})")
     typer.echo(f"disk      {_size(estimate.disk_bytes)} of weights at most, about {_size(estimate.kept_bytes)} stay")
     for label in labels:

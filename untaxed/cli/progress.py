@@ -57,8 +57,8 @@ class Bars:
         self._all: TaskID | None = None
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "note":
-            self._print(event.text)
+        if event.kind in ("note", "warning"):
+            self._print(aside(event))
         elif event.kind == "plan":
             self._plan(event)
         elif event.kind == "run":
@@ -106,8 +106,8 @@ class Lines:
         label = self._labels.get(event.key, event.key)
         if event.kind == "plan":
             self._labels[event.key] = event.text
-        elif event.kind == "note":
-            self._print(event.text)
+        elif event.kind in ("note", "warning"):
+            self._print(aside(event))
         elif event.kind == "run":
             news = (event.text, event.reward, event.tax)
             if news != self._last.get(event.key, ("", None, None)):
@@ -118,6 +118,11 @@ class Lines:
 
     def _print(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
+
+
+def aside(event: Event) -> str:
+    """The line of a note or a warning."""
+    return f"warning: {event.text}" if event.kind == "warning" else event.text
 
 
 def ending(label: str, event: Event) -> str:

@@ -16,3 +16,4 @@ from .points import Setting as Setting
 from .points import left_out as left_out
 from .points import retention as retention
 from .summary import summarise as summarise
+from .verdict import so_far as so_far

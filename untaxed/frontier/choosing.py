@@ -159,7 +159,7 @@ def _matched(rated: Sequence[tuple[Setting, float, float]], share: float) -> Cho
         best = max(reached for _, reached, _ in rated)
         return Choice(None, f"never got there: at most {best:.2f} of plain's gain on validation")
     setting, _, kept = max(enough, key=lambda triple: (triple[2], triple[1]))
-    among = f"{len(enough)} settings with at least {share:g} of plain's gain"
+    among = f"{len(enough)} setting{'' if len(enough) == 1 else 's'} with at least {share:g} of plain's gain"
     return Choice(setting.label, f"least select tax on validation ({1 - kept:.3f}) among {among}")
 
 

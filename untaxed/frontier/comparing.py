@@ -18,6 +18,13 @@ SHIPPED = ("ship", "last")
 SEE_EARLY_STOPPING = "see early_stopping"
 
 
+def _no_gain(plain: Arm | None) -> str:
+    """Why plain's gain is not known, where it is not."""
+    if plain is None:
+        return "there is no plain arm"
+    return "plain's shipping point was not measured on test" if plain.settings else "no run of plain is done"
+
+
 class Comparison:
     """All arms of a study on one footing.
 
@@ -37,9 +44,7 @@ class Comparison:
         self._ship = self.chosen(plain, "ship") if plain else None
         self._stopped = self.chosen(plain, STRICTEST) if plain else None
         gain = self.read.gain(self._ship, facts.reward) if facts.reward else np.empty((1, 0))
-        self.gain = interval(
-            gain, "plain's shipping point was not measured on test" if plain else "there is no plain arm"
-        )
+        self.gain = interval(gain, _no_gain(plain))
         self.no_match = self._no_match()
         # (1 + replicates, 1): one yardstick for all seeds
         self._yardstick = gain.mean(axis=1, keepdims=True) if gain.shape[1] else np.full((len(gain), 1), np.nan)

@@ -8,6 +8,7 @@ from typing import Any
 from ..measuring.statistics import FEWEST_SEEDS, holm
 
 LEVEL = 0.05
+NONE = "No verdict"
 
 
 def verdict(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,6 +24,13 @@ def verdict(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {"verdict": sentence, "caveats": _caveats(summary, known)}
 
 
+def so_far(sentence: str) -> str:
+    """The verdict of a study that has runs or tests to go."""
+    if sentence.startswith(NONE):
+        return sentence.replace(NONE, "No verdict yet", 1)
+    return f"So far, {sentence[0].lower() + sentence[1:] if sentence.startswith('Nothing ') else sentence}"
+
+
 def number(value: float, digits: int = 3) -> str:
     """A number for readers, with a true minus sign: ``−0.012``."""
     return f"{value:.{digits}f}".replace("-", "−") if round(value, digits) else f"{0:.{digits}f}"
@@ -36,14 +44,14 @@ def _between(interval: Mapping[str, Any]) -> str:
 def _sentence(summary: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> str:
     gain = summary["gain"]
     if gain["mean"] is None:
-        return f"No verdict: {gain['why']}."
+        return f"{NONE}: {gain['why']}."
     if gain["low"] <= 0:
         return (
-            "No verdict: plain alignment's reward gain is not clear of zero "
+            f"{NONE}: plain alignment's reward gain is not clear of zero "
             f"({number(gain['mean'])}, {_between(gain)}), so there is no reward to match."
         )
     if not known:
-        return f"No verdict: no arm can be compared with early stopping at matched reward 0.95{_reasons(summary)}."
+        return f"{NONE}: no arm can be compared with early stopping at matched reward 0.95{_reasons(summary)}."
     best = max(known, key=lambda entry: entry["beyond_early_stopping"]["mean"])
     beyond = best["beyond_early_stopping"]
     winners = [entry for entry in known if entry["beyond_early_stopping"]["low"] > 0]

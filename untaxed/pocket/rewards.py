@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
+from ..checkpoints import no_bars
+
 
 @functools.cache
 def _load(directory: Path) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, LlamaForSequenceClassification
 
-    model = LlamaForSequenceClassification.from_pretrained(directory, dtype=torch.float32, num_labels=1)
+    with no_bars():
+        model = LlamaForSequenceClassification.from_pretrained(directory, dtype=torch.float32, num_labels=1)
     return model.eval(), AutoTokenizer.from_pretrained(directory)
 
 

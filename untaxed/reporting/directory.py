@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError
+from ..studies.points import read_texts
+from ..studies.results import opened, planned_keys
 
 Json = dict[str, Any]
 
@@ -34,9 +34,7 @@ class StudyFiles:
     @property
     def planned(self) -> list[str]:
         """The keys of all runs that the arms ask for, once each."""
-        return list(
-            dict.fromkeys(key for arm in self.study["arms"] for one in arm["settings"] for key in one["runs"].values())
-        )
+        return planned_keys(self.study)
 
     @property
     def failed(self) -> list[Json]:
@@ -61,23 +59,10 @@ def read_study(directory: str | Path) -> StudyFiles:
     Raises:
         StoreError: There is no study, or one of its files cannot be read.
     """
-    directory = Path(directory)
-    study = _read(directory / "study.json")
-    if study is None:
-        raise StoreError(f"{directory}: holds no study (no study.json); name the --out directory of `untaxed study`")
-    keys = [path.parent.name for path in sorted(directory.glob("runs/*/result.json"))]
-    runs = {key: run for key in keys if (run := _read(directory / "runs" / key / "result.json")) is not None}
-    initial = _read(directory / "initial" / "result.json")
-    places = {"initial": directory / "initial", **{key: directory / "runs" / key for key in runs}}
-    texts = {key: _read(place / "texts.json") or {} for key, place in places.items()}
-    point = initial["points"][0] if initial and initial["points"] else None
-    return StudyFiles(study, _read(directory / "summary.json"), point, runs, texts)
-
-
-def _read(path: Path) -> Json | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({error})") from None
+    store = opened(directory)
+    study, initial = store.about(), store.initial_result()
+    runs = {key: run for key in planned_keys(study) if (run := store.result(key)) is not None}
+    places = {"initial": store.initial, **{key: store.run(key) for key in runs}}
+    texts = {key: read_texts(place) for key, place in places.items() if (place / "texts.json").exists()}
+    summary = store.read_summary() if store.summary.exists() else None
+    return StudyFiles(study, summary, initial["points"][0] if initial else None, runs, texts)

@@ -14,6 +14,7 @@ def markdown(summary: Summary) -> str:
     head = ["arm", *(column.title for column in table.columns)]
     rows = [[_escaped(entry["arm"]), *map(_cell, cells)] for entry, cells in table.rows]
     lines = [
+        *([f"Unfinished: {_escaped(summary['unfinished'])}.", ""] if summary.get("unfinished") else []),
         f"**{_escaped(summary['verdict'])}**",
         "",
         *(f"- {_escaped(line)}" for line in summary["caveats"]),

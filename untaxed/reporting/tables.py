@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +51,10 @@ class Table:
     notes: list[str]
 
 
-def arms_table(summary: Summary) -> Table:
-    """The table of arms, without columns that the study does not measure."""
+def arms_table(summary: Summary, columns: Sequence[Column] = COLUMNS) -> Table:
+    """The table of arms with these columns, without those that the study does not measure."""
     entries, notes = summary["arms"], notes_of(summary)
-    columns = [column for column in COLUMNS if any(column.read(entry) is not None for entry in entries)]
+    columns = [column for column in columns if any(column.read(entry) is not None for entry in entries)]
     rows = [(entry, [notes.cell(column.read(entry), signed=column.signed) for column in columns]) for entry in entries]
     return Table(columns, rows, notes.reasons)
 

@@ -21,14 +21,15 @@ def terminal(summary: Summary, console: Console) -> None:
     """Prints verdict, table of arms and what must be known beside them; drops columns that do not fit."""
     table = arms_table(summary)
     console.print()
+    if summary.get("unfinished"):
+        console.print(Text(f"Unfinished: {summary['unfinished']}."))
     console.print(Text(summary["verdict"], style="bold"))
     console.print()
-    columns = fitting(table, console.width)
-    console.print(_drawn(table, columns))
-    for number, reason in enumerate(table.notes, start=1):
-        if any(cell.note == number for _, cells in table.rows for c, cell in zip(table.columns, cells) if c in columns):
-            console.print(Text(f"{_mark(number)} {reason}", style="dim"))
-    hidden = [column.title for column in table.columns if column not in columns]
+    fits = arms_table(summary, fitting(table, console.width))  # its notes numbered without those of other columns
+    console.print(_drawn(fits))
+    for number, reason in enumerate(fits.notes, start=1):
+        console.print(Text(f"{_mark(number)} {reason}", style="dim"))
+    hidden = [column.title for column in table.columns if column not in fits.columns]
     if hidden:
         console.print(Text(f"In a wider window, in --json and in the report: {'; '.join(hidden)}.", style="dim"))
     for line in [*summary["caveats"], *(f"Left out: {out['ability']} ({out['why']})." for out in summary["left_out"])]:
@@ -48,15 +49,14 @@ def fitting(table: Table, width: int) -> list[Column]:
     return [column for column in table.columns if column in kept]
 
 
-def _drawn(table: Table, columns: list[Column]) -> RichTable:
+def _drawn(table: Table) -> RichTable:
     drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     drawn.add_column("arm", overflow="fold", vertical="top")
-    for column in columns:
+    for column in table.columns:
         title = "\n".join(column.title.rsplit(" ", 1)) if len(column.title) > 14 else column.title
         drawn.add_column(title, justify="right", vertical="top", no_wrap=False)
     for entry, cells in table.rows:
-        shown = [_lines(cell) for column, cell in zip(table.columns, cells) if column in columns]
-        drawn.add_row(Text(entry["arm"]), *shown)
+        drawn.add_row(Text(entry["arm"]), *map(_lines, cells))
     return drawn
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .record import record
-from .store import Store, alone, locked
+from .store import Store, alone, clean, locked
 
 
 @contextlib.contextmanager
@@ -28,6 +28,8 @@ def begun(store: Store, content: Mapping[str, Any], *, shared: bool = False) -> 
     store.create()
     with locked(store.lock, what=f"study {store.directory}", shared=shared) as lock:
         before |= _existing(store) & {store.study}  # another's, begun in the meantime
+        if not shared:  # else runs done by hand may be writing now; each cleans up after itself
+            clean(store.directory)
         try:
             record(store, content)
             yield

@@ -14,6 +14,7 @@ from .. import training
 from ..measuring import measure
 from .arms import RunPlan
 from .bench import Bench
+from .events import counted
 from .store import Store
 
 PROBED_STEPS = 2
@@ -26,6 +27,7 @@ class Estimate:
     Attributes:
         runs: Trainings (or rows of given checkpoints) in all.
         done: Those that are done already.
+        failed: Those that failed and are not tried again.
         steps: Optimizer steps a run.
         points: Models measured a run, variants included; before resets are counted, which measure one more each.
         seconds: Wall time of what is left; None while nothing is known.
@@ -36,6 +38,7 @@ class Estimate:
 
     runs: int
     done: int
+    failed: int
     steps: int
     points: int
     seconds: float | None
@@ -74,9 +77,11 @@ def estimate(
     seconds, basis = _seconds_a_run(store, runs, facts["steps"], measured + variants, probed)
     weights = 0 if facts["given"] else 4 * facts["parameters"]
     kept = measured if "all" in keep else min(measured, len(kinds) + 4)  # a few more are chosen
+    failed = failures(store, runs, unfinished)
     return Estimate(
         runs=len(runs),
-        done=len(runs) - len(unfinished),
+        done=len(runs) - len(unfinished) - failed,
+        failed=failed,
         steps=facts["steps"],
         points=measured + variants,
         seconds=None if seconds is None else seconds * len(unfinished) / max(1, min(workers, len(unfinished))),
@@ -86,13 +91,26 @@ def estimate(
     )
 
 
+def failures(store: Store, runs: Mapping[str, RunPlan], unfinished: Sequence[RunPlan]) -> int:
+    """How many runs failed and are not tried again."""
+    waiting = {run.key for run in unfinished}
+    return sum((store.result(key) or {}).get("status") == "failed" for key in runs if key not in waiting)
+
+
+def tally(done: int, failed: int, left: int) -> str:
+    """How far a study is, in words: ``6 runs: 4 done, 1 failed, 1 to do``."""
+    parts = {"done": done, "failed": failed, "to do": left}
+    said = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+    return f"{counted(done + failed + left, 'run')}: {said}"
+
+
 def _seconds_a_run(
     store: Store, runs: Mapping[str, RunPlan], steps: int, points: int, probed: Mapping[str, float] | None
 ) -> tuple[float | None, str]:
     results = [store.result(key) for key in runs]
     known = [result["seconds"] for result in results if result and result["status"] == "done"]
     if known:
-        return statistics.mean(known), f"{len(known)} runs that are done"
+        return statistics.mean(known), f"{counted(len(known), 'run')} done before"
     if probed is None:
         return None, "not known before the first run is done"
     return steps * probed["step_seconds"] + points * probed["measure_seconds"], f"{PROBED_STEPS} steps tried out"

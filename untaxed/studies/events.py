@@ -11,7 +11,8 @@ class Event:
     """One thing that happened.
 
     Attributes:
-        kind: ``plan`` (a run will be made), ``run`` (it moved on), ``done``, ``failed``, ``tested``, or ``note``.
+        kind: ``plan`` (a run will be made), ``run`` (it moved on), ``done``, ``failed``, ``tested``, ``warning``
+            (once a study, whichever run said it first), or ``note``.
         key: The run; empty for a note.
         text: The run's label or stage, why it failed, or the note.
         step: Optimizer steps taken.
@@ -32,6 +33,11 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+
+
+def counted(count: int, thing: str) -> str:
+    """A number with its noun: ``1 run``, ``2 runs``."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def ignore(event: Event) -> None:

@@ -16,6 +16,7 @@ from .bench import Bench, prepare
 from .cache import told
 from .estimate import probe
 from .events import Event, Listener
+from .notes import heard
 from .runs import execute_run, measure_initial
 from .spec import parse_spec
 from .store import Store, disk_full
@@ -93,7 +94,8 @@ def _test(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
 
 
 def _probe(bench: Bench, store: Store, job: Job, listen: Listener) -> dict[str, float]:
-    return probe(bench)
+    with heard(lambda text: listen(Event("warning", text=text))):
+        return probe(bench)
 
 
 JOBS: Mapping[str, Callable[[Bench, Store, Job, Listener], Any]] = {

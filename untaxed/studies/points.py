@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..measuring import Reading
-from .store import finite, read_json, read_scores, write_json, write_scores
+from .shapes import ProgressFile, RunFile, TextsFile
+from .store import checked, finite, made_again, read_json, read_scores, write_json, write_scores
 
 TEXTS = 8  # sampled texts that are kept a point
 Point = dict[str, Any]
@@ -36,6 +37,7 @@ class Points:
         scores: ``"<point>/<split>/<group>.<measure>"`` -> (items, k).
         seconds: Wall time that went into them.
         outcome: What training cost, once it has ended.
+        notes: Warnings that came up on the way.
     """
 
     points: list[Point] = field(default_factory=list)
@@ -43,6 +45,7 @@ class Points:
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     seconds: float = 0.0
     outcome: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def names(self) -> list[str]:
         return [point["name"] for point in self.points]
@@ -85,30 +88,39 @@ class Points:
         """Keeps what there is of a run that goes on; scores first, since the JSON says which of them count."""
         write_scores(directory / "progress.npz", self.scores)
         content = {"points": self.points, "texts": self.texts, "seconds": self.seconds, "outcome": self.outcome}
-        write_json(directory / "progress.json", content)
+        write_json(directory / "progress.json", {**content, "notes": self.notes})
 
     @classmethod
     def load_progress(cls, directory: Path) -> Points:
         """The points of an interrupted run; none where it measured nothing."""
         if not (directory / "progress.json").exists():
             return cls()
-        content = read_json(directory / "progress.json")
-        return cls(scores=_named(read_scores(directory / "progress.npz"), content["points"]), **content)
+        content = read_json(directory / "progress.json", ProgressFile)
+        scores = _named(read_scores(directory / "progress.npz"), content["points"])
+        known = {key: content[key] for key in ("points", "texts", "seconds", "outcome")}
+        return cls(scores=scores, notes=content.get("notes", []), **known)
 
     def save(self, directory: Path, about: Mapping[str, Any]) -> None:
         """Writes the files of a complete run; `about` is what its result says beside the points."""
         write_scores(directory / "scores.npz", self.scores)
         write_json(directory / "texts.json", self.texts)
-        write_json(directory / "result.json", {**about, "points": self.points})
+        write_json(directory / "result.json", {**about, "notes": self.notes, "points": self.points})
         for name in ("progress.json", "progress.npz"):
             (directory / name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, directory: Path) -> Points:
         """The points of a complete run."""
-        points = read_json(directory / "result.json")["points"]
-        scores = _named(read_scores(directory / "scores.npz"), points)
-        return cls(points, read_json(directory / "texts.json"), scores)
+        result = read_json(directory / "result.json", RunFile)
+        scores = _named(read_scores(directory / "scores.npz"), result["points"])
+        return cls(result["points"], read_texts(directory), scores, notes=result.get("notes", []))
+
+
+def read_texts(directory: Path) -> dict[str, list[dict[str, Any]]]:
+    """The sampled texts of a complete run by point."""
+    path = directory / "texts.json"
+    texts = read_json(path)
+    return dict(checked({"texts": texts}, path, TextsFile, made_again(path))["texts"])
 
 
 def split_values(reading: Reading) -> dict[str, dict[str, float | None]]:

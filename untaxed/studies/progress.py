@@ -9,7 +9,7 @@ from ..frontier import retention
 from .arms import RunPlan
 from .events import Event, Listener
 from .points import Point
-from .store import Store, read_json
+from .store import Store
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -23,10 +23,12 @@ class Reporter:
     """Tells a listener how a run goes on.
 
     Attributes:
+        warnings: What came up so far, each text once.
         started: True once the run is past what is the same for every run; an error before is the user's input.
     """
 
     def __init__(self, bench: Bench, store: Store, run: RunPlan, listen: Listener) -> None:
+        self.warnings: list[str] = []
         self.started = False
         self._bench, self._run, self._listen = bench, run, listen
         self._initial = _initial_values(store)
@@ -66,6 +68,11 @@ class Reporter:
         self._step = self._bench.steps
         self._say("done", "")
 
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+        self._say("warning", text)
+
     def failed(self, why: str) -> None:
         self._say("failed", why)
 
@@ -92,5 +99,5 @@ class Reporter:
 
 
 def _initial_values(store: Store) -> dict[str, Any]:
-    path = store.initial / "result.json"
-    return read_json(path)["points"][0]["validation"]["abilities"] if path.exists() else {}
+    initial = store.initial_result()
+    return initial["points"][0]["validation"]["abilities"] if initial is not None else {}

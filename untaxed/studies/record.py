@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 from ..errors import StoreError
 from .spec import StudySpec
-from .store import VERSION, Store, read_json, write_json
+from .store import VERSION, Store, finite, write_json
 
 SAME = ("models", "data", "algorithm", "measure", "keep")  # arms and seeds may be added; these may not change
 PACKAGES = (
@@ -28,13 +29,50 @@ def describe(spec: StudySpec, facts: Mapping[str, Any], arms: Sequence[Mapping[s
 
 
 def record(store: Store, content: Mapping[str, Any]) -> None:
-    """Writes ``study.json``: `content`, and where and with what the study was first started."""
-    if store.study.exists():
-        old = read_json(store.study)
-        about = {key: old[key] for key in ("versions", "host", "git", "started")}
-    else:
-        about = {"versions": versions(), "host": host(), "git": git_state(), "started": _now()}
-    write_json(store.study, {**content, **about})
+    """Writes ``study.json``: `content`, what of an earlier spec is on disk, where and with what the study was started.
+
+    A summary of another spec goes first: it would not be of what ``study.json`` says.
+    """
+    old = store.about() if store.study.exists() else {}
+    here = old or {"versions": versions(), "host": host(), "git": git_state(), "started": _now()}
+    about = {key: here[key] for key in ("versions", "host", "git", "started")}
+    new = json.loads(json.dumps(finite({**content, "aside": put_aside(store, content), **about})))
+    if new != old:
+        store.summary.unlink(missing_ok=True)
+        write_json(store.study, new)
+
+
+def put_aside(store: Store, new: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The runs and variants on disk that an earlier spec of the study named and the new one does not."""
+    if not store.study.exists():
+        return []
+    old = store.about()
+    known = [*_pieces(old), *old.get("aside", [])]
+    named = {_identity(piece) for piece in _pieces(new)}
+    left = {_identity(piece): piece for piece in reversed(known) if _identity(piece) not in named}
+    return [piece for piece in reversed(left.values()) if store.run(piece["key"]).is_dir()]
+
+
+def _pieces(about: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for arm in about["arms"]:
+        for one in arm["settings"]:
+            for seed, key in one["runs"].items():
+                named = {"arm": arm["arm"], "setting": one["setting"], "seed": int(seed)}
+                yield {**named, "key": key, "variant": one["variant"]}
+
+
+def _identity(piece: Mapping[str, Any]) -> tuple[str, str]:
+    return piece["key"], json.dumps(piece["variant"], sort_keys=True)
+
+
+def put_aside_in_words(about: Mapping[str, Any], pieces: Sequence[Mapping[str, Any]]) -> str:
+    """One line for what `put_aside` found beside the study that `about` describes."""
+    seeds, arms = about["spec"]["seeds"], {arm["arm"] for arm in about["arms"]}
+    gone = [f"seed {seed}" for seed in sorted({piece["seed"] for piece in pieces} - set(seeds))]
+    for piece in (piece for piece in pieces if piece["seed"] in seeds):
+        gone.append(f"arm {' '.join(filter(None, [piece['arm'], piece['setting'] if piece['arm'] in arms else '']))}")
+    what = ", ".join(dict.fromkeys(gone))
+    return f"{what}: in the directory and not in the spec; results kept on disk, left out of the report"
 
 
 def _resolved(spec: StudySpec, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,9 +91,7 @@ def compare(store: Store, new: Mapping[str, Any]) -> None:
     """
     if not store.study.exists():
         return
-    old = read_json(store.study)
-    if old.get("version") != VERSION:
-        raise StoreError(f"{store.study}: is of version {old.get('version')}, this is {VERSION}; use another directory")
+    old = store.about()
     found = [line for key in SAME for line in differences(old["spec"].get(key), new["spec"].get(key), key)]
     for key in ("models", "data"):
         found += differences(old["identity"][key], new["identity"][key], f"content of {key}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import frontier
 from ..errors import StoreError
-from .store import Store, read_json, read_scores
+from .store import Store, made_again, read_scores
 
 
 def load_results(directory: str | Path) -> list[dict[str, Any]]:
@@ -28,9 +28,8 @@ def load_results(directory: str | Path) -> list[dict[str, Any]]:
     """
     store = opened(directory)
     found = []
-    if (store.initial / "result.json").exists():
-        points = read_json(store.initial / "result.json")["points"]
-        found += [{"run": None, "seed": None, "methods": [], **point} for point in points]
+    if (initial := store.initial_result()) is not None:
+        found += [{"run": None, "seed": None, "methods": [], **point} for point in initial["points"]]
     for result in runs(store.directory):
         about = {"run": result["key"], "seed": result["seed"], "methods": result["methods"]}
         found += [{**about, **point} for point in result["points"]]
@@ -38,10 +37,16 @@ def load_results(directory: str | Path) -> list[dict[str, Any]]:
 
 
 def runs(directory: str | Path) -> list[dict[str, Any]]:
-    """The results of a study's runs that ended, failed ones among them."""
+    """The results of a study's runs that ended, failed ones among them; those of arms that left the spec are not."""
     store = opened(directory)
-    results = (store.result(path.name) for path in sorted(store.directory.glob("runs/*")) if path.is_dir())
+    results = (store.result(key) for key in sorted(planned_keys(store.about())))
     return [result for result in results if result is not None]
+
+
+def planned_keys(about: Mapping[str, Any]) -> list[str]:
+    """The keys of all runs that the arms of ``study.json`` ask for, once each."""
+    settings = (setting for arm in about["arms"] for setting in arm["settings"])
+    return list(dict.fromkeys(key for setting in settings for key in setting["runs"].values()))
 
 
 def opened(directory: str | Path) -> Store:
@@ -57,24 +62,32 @@ class Results:
 
     Attributes:
         about: What ``study.json`` says.
+        planned: The keys of all runs that it asks for.
         arms: With one setting for each choice of swept values at each step, or as each variant.
         facts: What all arms share.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.about: dict[str, Any] = read_json(store.study)
-        self._runs = {key: result for key in self._keys() if (result := store.result(key))}
+        self.about: dict[str, Any] = store.about()
+        self.planned = planned_keys(self.about)
+        self._runs = {key: result for key in self.planned if (result := store.result(key))}
         self._places: dict[tuple[str, str], list[tuple[str, str]]] = {}
         self.arms = [self._arm(arm) for arm in self.about["arms"]]
-        initial = read_json(store.initial / "result.json")["points"][0]
+        if (initial := store.initial_result()) is None:
+            raise StoreError(f"{store.directory}: nothing has been measured yet; start the study again")
         self.facts = frontier.Facts(
             measures=self.about["measures"],
             select=self.about["select"],
             report=self.about["report"],
-            initial=_point(initial, 0, store.initial / "scores.npz"),
+            initial=_point(initial["points"][0], 0, store.initial / "scores.npz"),
             seeds=self.about["spec"]["seeds"],
         )
+
+    @property
+    def complete(self) -> list[dict[str, Any]]:
+        """The runs that ended, failed ones among them."""
+        return list(self._runs.values())
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -92,10 +105,6 @@ class Results:
     def points(self, key: str) -> list[dict[str, Any]]:
         """All points of a run; none where it failed or is not done."""
         return list(self._runs[key]["points"]) if key in self._runs else []
-
-    def _keys(self) -> list[str]:
-        settings = (setting for arm in self.about["arms"] for setting in arm["settings"])
-        return list(dict.fromkeys(key for setting in settings for key in setting["runs"].values()))
 
     def _arm(self, arm: Mapping[str, Any]) -> frontier.Arm:
         own = [] if arm["early_stopping"] else arm["settings"]  # plain's points stand for it, not a second time
@@ -135,7 +144,11 @@ class Results:
 
 def _point(point: Mapping[str, Any], seed: int, scores: Path) -> frontier.Point:
     def read(split: str, key: str) -> NDArray[np.float64]:
-        return _scores(scores, scores.stat().st_mtime_ns)[f"{point['name']}/{split}/{key}"]
+        found = _scores(scores, scores.stat().st_mtime_ns if scores.exists() else 0)
+        name = f"{point['name']}/{split}/{key}"
+        if name not in found:
+            raise StoreError(f"{scores}: holds no {name}; {made_again(scores)}")
+        return found[name]
 
     return frontier.Point(
         seed=seed,

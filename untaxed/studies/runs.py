@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from .. import training
@@ -23,6 +24,7 @@ from ..measuring.suite import SPLITS
 from .arms import RunPlan, described
 from .bench import Bench
 from .events import Listener
+from .notes import heard
 from .points import Point, Points, point_name
 from .progress import Reporter
 from .store import VERSION, WRITING, Store, clean, disk_full, locked, remove, write_atomic, write_json
@@ -33,7 +35,7 @@ WHOLE = ("plain", "ddp")  # backends under which every process holds all weights
 
 def measure_initial(bench: Bench, store: Store) -> None:
     """Measures the initial model on both splits, where that has not been done."""
-    if (store.initial / "result.json").exists():
+    if store.initial_result() is not None:
         return
     points = Points()
     point = {"name": "initial", "step": 0, "variant": None, "phase": None, "steps_since_reset": None, "weights": None}
@@ -57,23 +59,28 @@ def execute_run(bench: Bench, store: Store, run: RunPlan, listen: Listener) -> N
     with locked(directory / ".lock", what=f"run {run.key}"):
         reporter = Reporter(bench, store, run, listen)
         try:
-            result = store.result(run.key)
-            if result is None or result["status"] == "failed":
-                _make(bench, store, run, reporter)
-            else:
-                _add_variants(bench, store, run, result, reporter)
+            with heard(reporter.warn):
+                _do(bench, store, run, reporter)
         except Exception as error:
             if isinstance(error, UsageError) and not reporter.started:
                 raise
             if isinstance(error, StoreError) or disk_full(error):
                 raise StoreError(_one_line(error)) from error
-            record_failure(store, run, why=_one_line(error), details=traceback.format_exc())
+            record_failure(store, run, why=_one_line(error), details=traceback.format_exc(), notes=reporter.warnings)
             reporter.failed(_one_line(error))
         else:
             reporter.done()
 
 
-def record_failure(store: Store, run: RunPlan, *, why: str, details: str = "") -> None:
+def _do(bench: Bench, store: Store, run: RunPlan, reporter: Reporter) -> None:
+    result = store.result(run.key)
+    if result is None or result["status"] == "failed":
+        _make(bench, store, run, reporter)
+    else:
+        _add_variants(bench, store, run, result, reporter)
+
+
+def record_failure(store: Store, run: RunPlan, *, why: str, details: str = "", notes: Sequence[str] = ()) -> None:
     """Keeps a run that stopped, with its reason; what it had measured before is of no use and goes."""
     directory = store.run(run.key)
     for name in ("resume", "weights"):
@@ -84,7 +91,8 @@ def record_failure(store: Store, run: RunPlan, *, why: str, details: str = "") -
         write_atomic(directory / "error.txt", details.encode())
     about = {"version": VERSION, "key": run.key, "status": "failed", "why": why, "seed": run.seed}
     costs = {"seconds": None, "train_seconds": None, "peak_bytes": None}
-    write_json(directory / "result.json", {**about, "methods": described(run.training), "points": [], **costs})
+    content = {"methods": described(run.training), "notes": list(notes), "points": [], **costs}
+    write_json(directory / "result.json", {**about, **content})
 
 
 def _one_line(error: BaseException) -> str:
@@ -98,6 +106,7 @@ def _make(bench: Bench, store: Store, run: RunPlan, reporter: Reporter) -> None:
         (directory / name).unlink(missing_ok=True)
     clean(directory)
     points = Points.load_progress(directory)
+    reporter.warnings = points.notes
     started = time.perf_counter() - points.seconds
     if points.outcome is None:
         trained = _measure_given if bench.aligned else _train
@@ -204,7 +213,8 @@ def _add_variants(bench: Bench, store: Store, run: RunPlan, result: dict[str, An
     directory = store.run(run.key)
     reporter.started = True
     points = Points.load(directory)
+    reporter.warnings = points.notes
     known = len(points.points)
     make_variants(bench, store, run, points, reporter)
     if len(points.points) > known:
-        points.save(directory, {key: value for key, value in result.items() if key != "points"})
+        points.save(directory, {key: value for key, value in result.items() if key not in ("points", "notes")})

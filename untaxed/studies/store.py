@@ -22,12 +22,14 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoints import recover
 from ..errors import StoreError
+from .shapes import InitialFile, RunFile, Shape, StudyFile, SummaryFile, misfit
 
 VERSION = 1
 WRITING = threading.RLock()  # held during every write: a worker that is told to stop ends between two
@@ -63,7 +65,26 @@ class Store:
     def result(self, key: str) -> Result | None:
         """A run's result; None while it is not complete."""
         path = self.run(key) / "result.json"
-        return read_json(path) if path.exists() else None
+        return read_json(path, RunFile) if path.exists() else None
+
+    def initial_result(self) -> Result | None:
+        """The initial model's result; None while it is not measured."""
+        path = self.initial / "result.json"
+        return read_json(path, InitialFile) if path.exists() else None
+
+    def about(self) -> Result:
+        """What ``study.json`` says."""
+        remedy = "put a copy of it back, or name another directory with --out"
+        found = read_json(self.study, remedy=remedy)
+        if isinstance(found, dict) and found.get("version", VERSION) != VERSION:
+            raise StoreError(
+                f"{self.study}: is of version {found['version']}, this is {VERSION}; use another directory"
+            )
+        return checked(found, self.study, StudyFile, remedy)
+
+    def read_summary(self) -> Result:
+        """What ``summary.json`` says."""
+        return read_json(self.summary, SummaryFile, remedy="remove it, it is made again from the results")
 
     def create(self) -> None:
         """Makes the directory, or takes one that is empty or holds a study.
@@ -159,14 +180,34 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file; a `StoreError` names one that is missing or broken."""
+def read_json(path: Path, shape: type[Shape] | None = None, *, remedy: str = "") -> Any:
+    """Reads a JSON file; a `StoreError` names one that is missing, broken or of another shape, and the way out.
+
+    Args:
+        path: The file.
+        shape: What it must hold; None: anything.
+        remedy: The way out; empty: the folder that it lies in is made again when it is gone.
+    """
+    remedy = remedy or made_again(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StoreError(f"{path}: no such file") from None
+        raise StoreError(f"{path}: no such file; {remedy}") from None
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read as JSON ({error}); remove it and run the study again") from None
+        raise StoreError(f"{path}: cannot be read as JSON ({error}); {remedy}") from None
+    return found if shape is None else checked(found, path, shape, remedy)
+
+
+def checked(value: Any, path: Path, shape: type[Shape], remedy: str) -> Any:
+    """The value, where it is of that shape."""
+    if (wrong := misfit(shape, value)) is not None:
+        raise StoreError(f"{path}: is not what a study writes there ({wrong}); {remedy}")
+    return value
+
+
+def made_again(path: Path) -> str:
+    """The way out for a file of one run, or of the initial model: what else lies there belongs to it."""
+    return f"remove {path.parent}, the study makes it again"
 
 
 def write_scores(path: Path, scores: Mapping[str, NDArray[np.float64]]) -> None:
@@ -180,15 +221,18 @@ def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
     """Reads per-item scores; nothing in the file is ever executed."""
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise StoreError(
-            f"{path}: cannot be read as scores ({type(error).__name__}); remove {path.parent}, the study makes it again"
-        ) from None
+            found = {key: file[key] for key in file.files}
+    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise StoreError(f"{path}: cannot be read as scores ({type(error).__name__}); {made_again(path)}") from None
+    for key, value in found.items():
+        if value.ndim != 2 or value.dtype.kind not in "fiub":
+            what = f"{key} is {value.dtype} of shape {value.shape}, expected numbers a row an item"
+            raise StoreError(f"{path}: cannot be read as scores ({what}); {made_again(path)}")
+    return found
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, what: str, shared: bool = False, patience_s: float = 10.0) -> Iterator[TextIO]:
+def locked(path: Path, *, what: str, shared: bool = False, patience_s: float = 10.0) -> Iterator[BinaryIO]:
     """Holds a lock file, which the operating system frees when its holder dies; gives the open file.
 
     Args:
@@ -199,21 +243,22 @@ def locked(path: Path, *, what: str, shared: bool = False, patience_s: float = 1
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = path.open("a+b", buffering=0)
     with file:
         until = time.monotonic() + patience_s
         while not _try_lock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             if time.monotonic() > until:
                 file.seek(0)
-                raise StoreError(f"{what} is in use by process {file.read().strip() or '?'}; wait for it or stop it")
+                holder = file.read().decode(errors="replace").strip() or "?"
+                raise StoreError(f"{what} is in use by process {holder}; wait for it or stop it")
             time.sleep(0.05)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: it is held all the same
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         yield file
 
 
-def alone(lock: TextIO) -> bool:
+def alone(lock: BinaryIO) -> bool:
     """True when nobody shares a lock that is held; from then on nobody can."""
     return _try_lock(lock, fcntl.LOCK_EX)
 
@@ -235,7 +280,8 @@ def remove(path: Path) -> None:
 
 
 def clean(directory: Path) -> None:
-    """Removes what a kill left half-written below `directory`."""
+    """Removes what a kill left half-written below `directory`, and puts back what it left half-replaced."""
+    recover(directory)
     for path in [*directory.rglob(".tmp-*"), *directory.rglob(".*.partial")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -20,7 +20,7 @@ from .jobs import Inline
 from .results import load_results
 from .runs import is_first
 from .spec import StudySpec, load_spec, parse_spec
-from .store import Store, read_json
+from .store import Store
 from .work import Work
 from .workers import default_workers, open_crew
 
@@ -39,7 +39,7 @@ class Study:
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the study, as ``summary.json`` holds them."""
-        return dict(read_json(Store(self.directory).summary))
+        return Store(self.directory).read_summary()
 
     def results(self) -> list[dict[str, Any]]:
         """Every measured point as a dict."""

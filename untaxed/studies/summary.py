@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from .. import frontier
-from ..errors import StoreError
+from .events import counted
+from .record import put_aside_in_words
 from .results import Results, opened
-from .store import Store, finite, read_json, write_json
+from .store import Store, finite, write_json
 
 
 def wanted_tests(store: Store) -> dict[str, list[str]]:
     """The points, by run, that validation chose and that are not measured on test yet."""
     results = Results(store)
     wanted: dict[str, list[str]] = {}
-    for key, name in _chosen(results):
-        if results.point(key, name)["test"] is None:
-            wanted.setdefault(key, []).append(name)
+    for key, name in _untested(results, frontier.choose(results.arms, results.facts)):
+        wanted.setdefault(key, []).append(name)
     return wanted
 
 
 def summary_of(directory: str | Path) -> dict[str, Any]:
     """The summary of a study: as it was written, or of what there is so far."""
     store = opened(directory)
-    if store.summary.exists():
-        return dict(read_json(store.summary))
-    if not (store.initial / "result.json").exists():
-        raise StoreError(f"{directory}: nothing has been measured yet; start the study again")
-    return summarised(store)
+    store.about()  # a summary without its study is not shown
+    return store.read_summary() if store.summary.exists() else summarised(store)
 
 
 def write_summary(store: Store) -> dict[str, Any]:
@@ -44,17 +42,44 @@ def summarised(store: Store) -> dict[str, Any]:
     choices = frontier.choose(results.arms, results.facts)
     summary = {"name": results.about["spec"]["name"], **frontier.summarise(results.arms, results.facts, choices)}
     summary["failed"] = [{"run": run["key"], "seed": run["seed"], "why": run["why"]} for run in results.failed]
+    summary["caveats"] += _beside(results)
+    summary["unfinished"] = _unfinished(results, choices)
+    if summary["unfinished"] is not None:
+        summary["verdict"] = frontier.so_far(summary["verdict"])
     return dict(finite(summary))
+
+
+def _beside(results: Results) -> list[str]:
+    """What came up on the way, once each, and what is on disk and not in these numbers."""
+    notes = Counter(text for run in results.complete for text in run.get("notes", []))
+    of = counted(len(results.complete), "run")
+    aside = results.about.get("aside", [])
+    left = [f"Not in these numbers: {put_aside_in_words(results.about, aside)}."] if aside else []
+    return [*(f"Warning in {count} of {of}: {text}." for text, count in notes.items()), *left]
+
+
+def _unfinished(results: Results, choices: frontier.Choices) -> str | None:
+    """What is left to do, in words; None where nothing is."""
+    complete, planned = len(results.complete), len(results.planned)
+    if complete < planned:
+        return f"{complete} of {counted(planned, 'run')} done"
+    if _untested(results, choices):
+        return "what validation chose has yet to be measured on test"
+    return None
 
 
 def chosen_points(store: Store) -> dict[str, set[str]]:
     """The points, by run, that validation chose."""
     chosen: dict[str, set[str]] = {}
-    for key, name in _chosen(Results(store)):
+    results = Results(store)
+    for key, name in _chosen(results, frontier.choose(results.arms, results.facts)):
         chosen.setdefault(key, set()).add(name)
     return chosen
 
 
-def _chosen(results: Results) -> list[tuple[str, str]]:
-    choices = frontier.choose(results.arms, results.facts)
+def _untested(results: Results, choices: frontier.Choices) -> list[tuple[str, str]]:
+    return [(key, name) for key, name in _chosen(results, choices) if results.point(key, name)["test"] is None]
+
+
+def _chosen(results: Results, choices: frontier.Choices) -> list[tuple[str, str]]:
     return [place for arm, setting in choices.to_test for place in results.places(arm, setting)]

@@ -87,7 +87,7 @@ def measure_test(bench: Bench, store: Store, run: RunPlan, names: Iterable[str],
             else:
                 model = _load(bench, store, run, point)
             measure_point(bench, points, point, model, ["test"])
-        points.save(directory, {key: value for key, value in result.items() if key != "points"})
+        points.save(directory, {key: value for key, value in result.items() if key not in ("points", "notes")})
         listen(Event("tested", run.key))
 
 
@@ -102,5 +102,7 @@ def prune(store: Store, key: str, *, kinds: Iterable[str], chosen: Iterable[str]
     if gone:
         kept = [{**point, "weights": None} if point in gone else point for point in points.points]
         write_json(store.run(key) / "result.json", {**result, "points": kept})
-        for point in gone:
-            remove(store.run(key) / point["weights"])
+    named = {point["weights"] for point in points.points if point not in gone}
+    for path in (store.run(key) / "weights").glob("*"):  # also what a kill left between writing and removing
+        if f"weights/{path.name}" not in named:
+            remove(path)

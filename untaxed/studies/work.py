@@ -13,9 +13,11 @@ from ..errors import UntaxedError
 from ..method import Context, Method
 from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs, run_key, variant, variant_name
 from .begin import begun
-from .events import Event, Listener, ignore
+from .estimate import failures, tally
+from .events import Event, Listener, counted, ignore
 from .jobs import Crash, Crew, Job
-from .record import compare, describe
+from .notes import each_warning_once
+from .record import compare, describe, put_aside, put_aside_in_words
 from .runs import record_failure
 from .spec import StudySpec
 from .store import Store, check_directory
@@ -42,7 +44,7 @@ class Work:
         self.facts: dict[str, Any] = {}
         self.runs: dict[str, RunPlan] = {}
         self._retry_failed = retry_failed
-        self._listen = listen
+        self._listen = each_warning_once(listen)
         check_directory(self.store.directory)
         if not spec.algorithm:
             check_arms(self.arms, Context(None, None, has_pretrained=spec.models.pretrained is not None))
@@ -54,7 +56,10 @@ class Work:
         self._listen(Event("note", text="checking models, data and methods"))
         self.facts = self.do(crew, [self.job("prepare")] * crew.size)[0]  # every worker makes itself ready
         self.runs = plan_runs(self.arms, self.spec.seeds, self.facts["identity"])
-        compare(self.store, self.described())
+        described = self.described()
+        compare(self.store, described)
+        if aside := put_aside(self.store, described):
+            self._listen(Event("note", text=put_aside_in_words(described, aside)))
 
     def described(self) -> dict[str, Any]:
         """What the study is, as ``study.json`` holds it."""
@@ -82,7 +87,7 @@ class Work:
 
     def measure_initial(self, crew: Crew) -> None:
         """Measures the initial model, where that has not been done."""
-        if not (self.store.initial / "result.json").exists():
+        if self.store.initial_result() is None:
             self._listen(Event("note", text="measuring the initial model"))
             self.do(crew, [self.job("initial")])
 
@@ -107,7 +112,8 @@ class Work:
         unfinished = self.unfinished()
         if unfinished:
             self.store.summary.unlink(missing_ok=True)  # it will not hold any more
-        self._listen(Event("note", text=f"{len(self.runs)} runs, {len(self.runs) - len(unfinished)} of them done"))
+        failed, left = failures(self.store, self.runs, unfinished), len(unfinished)
+        self._listen(Event("note", text=tally(len(self.runs) - failed - left, failed, left)))
         for run in unfinished:
             self._listen(Event("plan", run.key, self.label(run), steps=self.facts["steps"]))
         results = crew.run([self.job("run", key=run.key) for run in unfinished], self._listen)
@@ -127,8 +133,8 @@ class Work:
         if self._again():
             self.make_runs(crew)
         wanted = wanted_tests(self.store)
-        if wanted:
-            self._listen(Event("note", text=f"measuring {sum(map(len, wanted.values()))} chosen points on test"))
+        if count := sum(map(len, wanted.values())):
+            self._listen(Event("note", text=f"measuring {counted(count, 'chosen point')} on test"))
         self.do(crew, [self.job("test", key=key, points=points) for key, points in wanted.items()])
 
     def _again(self) -> list[str]:
