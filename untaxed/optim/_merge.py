@@ -71,8 +71,9 @@ class Merging:
         if not 0 <= self.merge_weight <= 1:
             raise ValueError(f"merge_weight must be in [0, 1], got {self.merge_weight}")
         for name in ("merge_every", "push_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -83,7 +84,10 @@ class Merging:
 
     @property
     def needs_delta(self) -> bool:
-        return self.merge_weight > 0 or self.pull == "unrelaxed"
+        """True where the delta is looked at; an anchor at initial itself (``anchor_at`` 0) needs none."""
+        if self.pull == "unrelaxed":
+            return True
+        return self.merge_weight > 0 and not (self.pull == "anchor" and self.anchor_at == 0)
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,8 @@ def merged_update(
         return update.clone()
     origin = state.pop("at_merge", old)
     whole = old + update - origin
-    return origin + _merge(whole, origin, merging, place, step, delta, momentum, state) - old
+    merged = _merge(whole, origin, merging, place, step, delta, momentum, state)
+    return torch.where(merged == whole, update, origin + merged - old)  # unchanged entries stay so to the bit
 
 
 def _merge(
@@ -161,14 +166,13 @@ def _merge(
 ) -> Tensor:
     """The merge of one displacement from ``origin``."""
     own, pull, back = update, delta, None
-    if merging.pull != "constant" and merging.needs_delta:
-        assert delta is not None
-        factor = merging.anchor_at if merging.pull == "anchor" else -1.0  # pretrained = initial - delta
-        anchor = state.setdefault("anchor", origin + factor * delta)
+    if merging.pull != "constant" and not (delta is None and merging.anchor_at):
+        if "anchor" not in state:  # at the first merge, where origin is initial, whatever the weight is then
+            state["anchor"] = _anchor(origin, merging, delta)
         if merging.pull == "anchor":
-            pull = anchor - origin
+            pull = state["anchor"] - origin
         else:
-            own, back = origin - anchor + update, anchor - origin
+            own, back = origin - state["anchor"] + update, state["anchor"] - origin
     terms, weights = [_kept_update(own, merging, place, step, momentum)], [1 - merging.merge_weight]
     if weight := push_weight(merging, step):
         assert pull is not None
@@ -176,6 +180,15 @@ def _merge(
         weights.append(weight)
     merged = consensus(terms, weights, how=merging.consensus)
     return merged if back is None else back + merged
+
+
+def _anchor(initial: Tensor, merging: Merging, delta: Tensor | None) -> Tensor:
+    """Where the pull leads, or for Eq. 1 the pretrained weights: initial - delta."""
+    factor = merging.anchor_at if merging.pull == "anchor" else -1.0
+    if factor == 0:
+        return initial.clone()
+    assert delta is not None
+    return initial + factor * delta
 
 
 def push_weight(merging: Merging, step: int) -> float:
@@ -201,23 +214,26 @@ def _kept_update(values: Tensor, merging: Merging, place: Place, step: int, mome
         chosen = momentum
     else:
         chosen = values
-    mask = _mask(chosen, merging, place, update_key(merging, place, step))
-    return rescaled(values, mask, merging.density, merging.rescale, place.reduce)
+    return _kept(values, chosen, merging, place, update_key(merging, place, step))
 
 
 def _kept_pull(values: Tensor, merging: Merging, place: Place, step: int) -> Tensor:
-    key = delta_key(merging, place, step)
-    kept = rescaled(values, _mask(values, merging, place, key), merging.density, merging.rescale, place.reduce)
+    kept = _kept(values, values, merging, place, delta_key(merging, place, step))
     return kept if merging.clamp is None else kept.clamp(-merging.clamp, merging.clamp)
 
 
-def _mask(values: Tensor, merging: Merging, place: Place, key: int) -> Tensor:
+def _kept(values: Tensor, chosen: Tensor, merging: Merging, place: Place, key: int) -> Tensor:
+    """The entries of ``values`` where ``chosen`` is largest, or random ones, rescaled; all of them for "none"."""
     if merging.sparsify == "none":
-        return torch.ones_like(values, dtype=torch.bool)
+        return values
     if merging.sparsify == "random":
         mask = random_mask(values.numel(), merging.density, key=key, offset=place.offset, device=values.device)
-        return mask.view(values.shape)
-    return magnitude_mask(values, merging.density, key=key, offset=place.offset, total=place.total, reduce=place.reduce)
+        mask = mask.view(values.shape)
+    else:
+        mask = magnitude_mask(
+            chosen, merging.density, key=key, offset=place.offset, total=place.total, reduce=place.reduce
+        )
+    return rescaled(values, mask, merging.density, merging.rescale, place.reduce)
 
 
 def merging_of(group: Mapping[str, Any]) -> Merging:
