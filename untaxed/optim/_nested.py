@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import nearest
 from ._place import as_placed, local_part
+from ._sides import plain_name
 from ._sites import Live
 
 
@@ -55,7 +56,7 @@ def check_saved(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any
         raise ValueError("the saved state is not a Pipeline's; load a base's own with pipeline.base.load_state_dict")
     for saved, group in zip(state_dict["param_groups"], groups):
         for theirs, ours in zip(saved.get("param_names", ()), group["param_names"]):
-            if theirs != ours:
+            if plain_name(theirs) != plain_name(ours):
                 raise ValueError(f"the saved state has {theirs!r} where this optimizer has {ours!r}")
     owns = [value.get("pipeline", {}) for value in state_dict["state"].values()]
     if unknown := sorted({key for own in owns for key in own} - {*functions, "step", "initial"}):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,7 @@ from ..weights import local
 from ._nested import base_of, check_saved, nest, own_of
 from ._place import any_true, place_of
 from ._rounding import Rounding, added
+from ._sides import plain_name
 from ._sites import Entry, Function, Live, Rule, called, functions_of, wide_of
 
 log = logging.getLogger(__name__)
@@ -120,7 +122,7 @@ class Pipeline(torch.optim.Optimizer):
         self.base.zero_grad(set_to_none)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step.
 
         Raises:
@@ -197,6 +199,7 @@ class Pipeline(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
                 if all or parameter.grad is not None:
+                    name = plain_name(name)
                     yield Live(place_of(name, parameter), parameter, group, self._own.get(name, {}))
 
     def _functions(self) -> Iterator[Function]:
@@ -290,8 +293,8 @@ class Pipeline(torch.optim.Optimizer):
 
     def _adopt(self, group: dict[str, Any]) -> None:
         """Checks a new group's names and gives it the functions' hyperparameters."""
-        names = [name for each in self.param_groups for name in each["param_names"]]
-        if twice := sorted({name for name in group["param_names"] if names.count(name) > 1}):
+        names = Counter(plain_name(name) for each in self.param_groups for name in each["param_names"])
+        if twice := sorted(name for name, count in names.items() if count > 1):
             raise ValueError(f"parameters share the name {twice[0]!r}; names tell them apart, so each needs its own")
         for function in self._functions():
             for setting, key in function.settings.items():

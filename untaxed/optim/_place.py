@@ -42,7 +42,8 @@ def place_of(name: str, parameter: Tensor) -> Place:
     dims = [dim for dim, placement in enumerate(parameter.placements) if not placement.is_replicate()]
     if not dims:
         return Place(name)
-    if len(dims) > 1 or type(parameter.placements[dims[0]]) is not Shard or parameter.placements[dims[0]].dim != 0:
+    only = parameter.placements[dims[0]]
+    if len(dims) > 1 or type(only) is not Shard or only.dim != 0:  # a subclass orders its rows otherwise
         raise Unsupported(
             f"{name!r} is sharded as {tuple(parameter.placements)}: only whole tensors and rows over one mesh "
             "dimension (Shard(0), what fully_shard makes) can be merged; train without tensor parallelism"
