@@ -135,7 +135,7 @@ def test_save_load_continue_is_bit_identical_at_every_step(base: str, way: str) 
         optimizer.zero_grad()
         resumed, ahead = copy.deepcopy(straight), copy.deepcopy(straight)
         other, same_run = full(base, resumed), full(base, ahead)
-        same_run.load_state_dict(optimizer.state_dict())
+        same_run.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         set_mode(other, "train")
         if way == "torch.save":
             other.load_state_dict(through_file(optimizer.state_dict()))
@@ -202,7 +202,9 @@ def test_schedulers_hooks_and_groups_are_the_bases() -> None:
     assert optimizer.param_groups is base.param_groups
     optimizer.register_state_dict_post_hook(lambda optimizer, state: {**state, "more": 1})
     assert optimizer.state_dict()["more"] == 1
-    optimizer.register_load_state_dict_pre_hook(lambda optimizer, state: {k: v for k, v in state.items() if k != "more"})
+    optimizer.register_load_state_dict_pre_hook(
+        lambda optimizer, state: {k: v for k, v in state.items() if k != "more"}
+    )
     optimizer.load_state_dict(optimizer.state_dict())
     optimizer.zero_grad()
     assert module[0].weight.grad is None
@@ -324,7 +326,7 @@ def test_gradients_that_are_not_finite_change_nothing(bad: float, caplog: pytest
             module[2].weight.grad[1, 2] = bad
             gradients = [p.grad.clone() for p in module.parameters()]
             if choice == "raise":
-                with pytest.raises(ValueError, match="'2.weight' is not finite; nothing was changed"):
+                with pytest.raises(ValueError, match=r"'2\.weight' is not finite; nothing was changed"):
                     optimizer.step()
             else:
                 with caplog.at_level(logging.WARNING):
@@ -416,13 +418,13 @@ def test_foreign_saved_states_are_refused() -> None:
     optimizer = full("adamw", module)
     give_gradients(module, 0)
     optimizer.step()
-    with pytest.raises(ValueError, match="not a Pipeline's; load a base's own with pipeline.base.load_state_dict"):
+    with pytest.raises(ValueError, match=r"not a Pipeline's; load a base's own with pipeline\.base\.load_state_dict"):
         optimizer.load_state_dict(optimizer.base.state_dict())
     other = Pipeline(torch.optim.AdamW(model().named_parameters()))
-    with pytest.raises(ValueError, match="the saved state has the function 'displacement.0'"):
+    with pytest.raises(ValueError, match=r"the saved state has the function 'displacement\.0'"):
         other.load_state_dict(optimizer.state_dict())
     renamed = Pipeline(torch.optim.AdamW(model().parameters()), names=["a", "b"])
-    with pytest.raises(ValueError, match="has '0.weight' where this optimizer has 'a'"):
+    with pytest.raises(ValueError, match=r"has '0\.weight' where this optimizer has 'a'"):
         renamed.load_state_dict(optimizer.state_dict())
 
 

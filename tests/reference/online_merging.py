@@ -1,6 +1,6 @@
 """Online merging straight from the paper (arXiv 2405.17931), Algorithms 1 and 2, one number after the other.
 
-Python floats (float64), explicit loops, no torch. Masks are injected: lists of 0 and 1 for the update and for the delta.
+Python floats (float64), explicit loops, no torch. Masks are injected: lists of 0 and 1, for the update and the delta.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class OnlineMerging:
         K: The gap between merges; 1 is Algorithm 1.
     """
 
-    def __init__(self, p: Vector, tau: Vector, *, alpha: float, K: int, propose: Callable, masks: Masks, join: Callable):
+    def __init__(
+        self, p: Vector, tau: Vector, *, alpha: float, K: int, propose: Callable, masks: Masks, join: Callable
+    ):
         self.theta, self.tau, self.alpha, self.K = list(p), tau, alpha, K
         self.propose, self.masks, self.join = propose, masks, join
         self.cache = [0.0] * len(p)
@@ -91,7 +93,9 @@ class Descent:
         return [-self.lr * m for m in self.m]
 
 
-def unrelaxed(theta: Vector, D: Vector, pretrained: Vector, tau: Vector, alpha: float, keep_D: Vector, keep_tau: Vector):
+def unrelaxed(
+    theta: Vector, D: Vector, pretrained: Vector, tau: Vector, alpha: float, keep_D: Vector, keep_tau: Vector
+):
     """Eq. 1 with the sum: theta_b + (1 - alpha) F(theta - theta_b + D) + alpha F(tau)."""
     return [
         b + (1 - alpha) * k * (x - b + d) + alpha * h * t
