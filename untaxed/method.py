@@ -11,7 +11,7 @@ The sites, in the order in which they act within one step::
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self, get_type_hints
 
@@ -107,12 +107,29 @@ class Method:
         """True when the method changes training, so that its arm needs runs of its own."""
         return bool(self.acts - {"after"})
 
+    @property
+    def needed(self) -> frozenset[Need]:
+        """What these very settings need: `needs`, or less where a part of the method is off."""
+        return self.needs
+
     def check(self, context: Context) -> None:
         """Raises `Unsupported` with the reason before any step, where the method cannot work."""
 
     def arguments(self) -> dict[str, Any]:
         """Site `loss`: arguments that the algorithm itself already has for this method (its beta, say)."""
         return {}
+
+    def gradient_rule(self) -> Callable[..., Tensor]:
+        """Site `gradient`: ``f(gradient, entry, state)``, before the base optimizer's step (`optim.Pipeline`)."""
+        raise NotImplementedError(f"{self.name} does not act on the gradient")
+
+    def update_rule(self, delta: Any = None) -> Callable[..., Tensor]:
+        """Site `update`: ``f(update, old, entry, state)``, after it; ``delta``: the SFT delta, where it is needed."""
+        raise NotImplementedError(f"{self.name} does not act on the update")
+
+    def displacement_rule(self) -> Callable[..., Tensor]:
+        """Site `displacement`: ``f(displacement, entry, state)``, on what has moved since initial."""
+        raise NotImplementedError(f"{self.name} does not act on the displacement")
 
     def between(self, model: nn.Module) -> Between:
         """Site `between`: the live part bound to `model`; called at the first step, never before."""

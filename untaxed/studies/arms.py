@@ -157,7 +157,7 @@ def check_arms(arms: Sequence[ArmPlan], context: Context) -> None:
                     f"methods: {method.name} acts during training, and a study of given checkpoints trains nothing;"
                     " leave it out, or give `algorithm` in place of `models.aligned`"
                 )
-            if "pretrained" in method.needs and not context.has_pretrained:
+            if "pretrained" in method.needed and not context.has_pretrained:
                 raise SpecError(f"methods: {method.name} needs models.pretrained, which is not given")
             method.check(context)
 

@@ -1,0 +1,339 @@
+"""`Pipeline`: functions at the sites inside a step, around any torch optimizer."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import Unsupported
+from ..weights import local
+from ._nested import base_of, check_saved, nest, own_of
+from ._place import any_true, place_of
+from ._rounding import Rounding, added
+from ._sides import plain_name
+from ._sites import Entry, Function, Live, Rule, called, functions_of, wide_of
+
+log = logging.getLogger(__name__)
+
+NonFinite = Literal["raise", "skip"]
+MOMENTS = ("exp_avg", "momentum_buffer")  # what torch's optimizers call the first moment
+
+
+class Pipeline(torch.optim.Optimizer):
+    r"""Puts functions around any optimizer: on the gradient, on its update, on the displacement from initial.
+
+    In one step, for every parameter that has a gradient::
+
+        gradient -> base.step() -> update (new - old) -> displacement (new - initial)
+
+    Functions of one site act in the order given, each on what the one before returned. The groups are the base's own,
+    so schedulers and wrappers that exchange parameters see one list; our state is kept by parameter name, apart from
+    the base's. Weights before the step are held while stepping only, initial weights where a displacement needs them.
+
+    Args:
+        base: The optimizer. Its parameters must have names: ``AdamW(model.named_parameters())``, or ``names``.
+        gradient, update, displacement: Functions, see `Rule`; one or several.
+        names: The parameters' names in the groups' order, where ``base`` was built without.
+        rounding: How new weights are written in their dtype: "nearest", or "stochastic", with which changes far below
+            an ulp survive in the mean. What the base itself loses in its own rounding stays lost.
+        nonfinite: A gradient that is not finite: "raise", or "skip" the whole step.
+        seed: Of the stochastic rounding.
+    Attributes:
+        base: The optimizer inside.
+        skipped: Steps left out for gradients that were not finite.
+    Raises:
+        ValueError: Parameters without names, or with equal ones; an unknown choice.
+        Unsupported: The base evaluates the closure by itself (LBFGS).
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> half = lambda update, old, entry, state: update / 2
+        >>> optimizer = Pipeline(torch.optim.SGD([("w", weight)], lr=1.0), update=half)
+        >>> weight.grad = torch.ones(2)
+        >>> optimizer.step(), weight.tolist()
+        (None, [-0.5, -0.5])
+
+    Notes: hyperparameters of the functions stand in the groups under their own names; where two functions have one of
+    the same name, the later function's stands as ``"update.1.density"``. In a group with lr 0 nothing is proposed: its
+    update and displacement functions rest, and the step counts.
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        gradient: Rule | Sequence[Rule] = (),
+        update: Rule | Sequence[Rule] = (),
+        displacement: Rule | Sequence[Rule] = (),
+        names: Iterable[str] | None = None,
+        rounding: Rounding = "nearest",
+        nonfinite: NonFinite = "raise",
+        seed: int = 0,
+    ) -> None:
+        _check_choices(base, rounding, nonfinite)
+        self.base, self.rounding, self.nonfinite, self.seed = base, rounding, nonfinite, seed
+        self.skipped = 0
+        self.defaults = dict(base.defaults)
+        self._own: dict[str, dict[str, Any]] = {}  # name -> step, initial, "update.0" -> that function's state
+        self.__setstate__({})  # torch's: the hooks of an optimizer
+        self._sites = functions_of({"gradient": gradient, "update": update, "displacement": displacement})
+        _give_names(self.param_groups, names)
+        for group in self.param_groups:
+            self._adopt(group)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's own list."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The base's state; of a base without any (plain SGD) ours, lest a used optimizer be taken for a fresh one."""
+        return self.base.state or {live.parameter: live.own for live in self._lives(all=True) if live.own}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("train", "eval") and "base" in vars(self):  # the modes of schedule-free optimizers
+            return getattr(self.base, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        hooks = ("_optimizer_", "_zero_grad", "step")
+        return {key: value for key, value in vars(self).items() if not key.startswith(hooks)}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, named parameters as ever, to the base."""
+        self.base.add_param_group(param_group)
+        try:
+            self._adopt(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.base.zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step.
+
+        Raises:
+            ValueError: A gradient is sparse, or not finite where that raises; a function refuses. Nothing was changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        lives = list(self._lives())
+        if not self._finite(lives):
+            return loss
+        self._check(lives)
+        for live in lives:
+            live.own["step"] = self._step(live)
+            self._own.setdefault(live.place.name, live.own)
+            self._shape_gradient(live)
+        moving = [live for live in lives if live.group.get("lr", 1) != 0]
+        old = self._before(lives, moving)
+        self.base.step()
+        for live in moving:
+            if self._sites["update"]:
+                self._update(live, old.pop(live.place.name))
+            if self._sites["displacement"]:
+                self._displace(live)
+        return loss
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Merges what was proposed since the last merge, where ``merge_every`` does not divide the steps."""
+        for live in self._lives(all=True):
+            moved = False
+            for function in self._sites["update"] if live.own else ():
+                old = live.wide
+                state = live.own.get(function.key, {})
+                flush = getattr(function.rule, "flush", None)
+                update = flush(old, self._entry(live, function), state) if flush else None
+                if update is not None:
+                    self._write(live, live.local, update, torch.zeros_like(update), "flush")
+                    moved = True
+            if moved and self._sites["displacement"]:
+                self._displace(live)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's, with every parameter's state split into ``base`` and ``pipeline``.
+
+        Ours are DTensors where the parameter is one, so `torch.distributed.checkpoint` saves and reshards them too.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        saved = {**nest(self.base.state_dict(), self._lives(all=True)), "skipped": self.skipped}
+        for after in self._optimizer_state_dict_post_hooks.values():
+            saved = after(self, saved) or saved
+        return saved
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up a saved state, the functions' hyperparameters and place within a merging cycle included.
+
+        Raises:
+            ValueError: It is another optimizer's, or its parameters or functions are not ours.
+        """
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, dict(state_dict)) or state_dict
+        check_saved(state_dict, self.param_groups, [function.key for function in self._functions()])
+        self.base.load_state_dict(base_of({key: value for key, value in state_dict.items() if key != "skipped"}))
+        self.skipped = int(state_dict.get("skipped", 0))
+        self._own = own_of(state_dict, self._lives(all=True))
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _lives(self, all: bool = False) -> Iterator[Live]:
+        """The parameters that have a gradient, or all of them, in the groups' order."""
+        for group in self.param_groups:
+            for name, parameter in zip(group["param_names"], group["params"], strict=True):
+                if all or parameter.grad is not None:
+                    name = plain_name(name)
+                    yield Live(place_of(name, parameter), parameter, group, self._own.get(name, {}))
+
+    def _functions(self) -> Iterator[Function]:
+        return itertools.chain.from_iterable(self._sites.values())
+
+    def _step(self, live: Live) -> int:
+        return int(live.own.get("step", 0)) + 1
+
+    def _entry(self, live: Live, function: Function, step: int | None = None) -> Entry:
+        state = self.base.state.get(live.parameter, {})
+        moments = [state[key] for key in MOMENTS if isinstance(state.get(key), Tensor)]
+        return Entry(
+            place=live.place,
+            shape=tuple(live.parameter.shape),
+            group=live.group,
+            settings={setting: live.group[key] for setting, key in function.settings.items()},
+            step=live.own["step"] if step is None else step,
+            momentum=local(moments[0].detach()) if moments else None,
+            dtype=live.parameter.dtype,
+            device=live.local.device,
+        )
+
+    def _finite(self, lives: list[Live]) -> bool:
+        """Whether this step may be taken; all processes answer alike."""
+        for live in lives:
+            if live.parameter.grad.layout != torch.strided:  # type: ignore[union-attr]
+                raise ValueError(
+                    f"the gradient of {live.place.name!r} is sparse, and an update without its other entries cannot be "
+                    "merged; build the embedding with sparse=False"
+                )
+        flags = [_not_finite(local(live.parameter.grad)) for live in lives]  # type: ignore[arg-type]
+        bad = [live.place.name for live, one in zip(lives, any_true(flags, [live.place for live in lives])) if one]
+        if not bad:
+            return True
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        text = f"the gradient of {bad[0]!r}{more} is not finite"
+        if self.nonfinite == "raise":
+            raise ValueError(f"{text}; nothing was changed; lower the learning rate, or choose nonfinite='skip'")
+        if not self.skipped:
+            log.warning("%s: the step is skipped; further ones are counted in `skipped` without a word", text)
+        self.skipped += 1
+        return False
+
+    def _check(self, lives: list[Live]) -> None:
+        for function in self._functions():
+            if hasattr(function.rule, "check"):
+                function.rule.check([self._entry(live, function, self._step(live)) for live in lives])
+
+    def _shape_gradient(self, live: Live) -> None:
+        gradient = local(live.parameter.grad)  # type: ignore[arg-type]
+        shaped = gradient.to(wide_of(gradient.dtype))
+        for function in self._sites["gradient"]:
+            shaped = called(function, live, shaped, self._entry(live, function))
+        if self._sites["gradient"]:
+            gradient.copy_(shaped)
+
+    def _before(self, lives: list[Live], moving: list[Live]) -> dict[str, Tensor]:
+        """Takes the initial weights of parameters that have none yet; the weights before the step of all that move."""
+        if self._sites["displacement"]:
+            for live in lives:
+                if "initial" not in live.own:
+                    live.own["initial"] = live.wide.clone()
+        return {live.place.name: live.local.clone() for live in moving} if self._sites["update"] else {}
+
+    def _update(self, live: Live, old: Tensor) -> None:
+        before = old.to(wide_of(old.dtype))
+        proposed = update = live.wide - before
+        for function in self._sites["update"]:
+            update = called(function, live, update, before, self._entry(live, function))
+        self._write(live, old, update, proposed, "update")
+
+    def _displace(self, live: Live) -> None:
+        initial = live.own.setdefault("initial", live.wide.clone())
+        proposed = displacement = live.wide - initial
+        for function in self._sites["displacement"]:
+            displacement = called(function, live, displacement, self._entry(live, function))
+        self._write(live, initial.to(live.local.dtype), displacement, proposed, "displacement")
+
+    def _write(self, live: Live, origin: Tensor, change: Tensor, proposed: Tensor, site: str) -> None:
+        """Makes the weights origin + change; entries whose change is the proposed one keep the base's own value."""
+        new = added(
+            origin,
+            change,
+            self.rounding,
+            seed=self.seed,
+            name=f"{live.place.name}\0{site}",
+            step=live.own["step"],
+            offset=live.place.offset,
+        )
+        live.local.copy_(torch.where(change == proposed, live.local, new))
+
+    def _adopt(self, group: dict[str, Any]) -> None:
+        """Checks a new group's names and gives it the functions' hyperparameters."""
+        names = Counter(plain_name(name) for each in self.param_groups for name in each["param_names"])
+        if twice := sorted(name for name, count in names.items() if count > 1):
+            raise ValueError(f"parameters share the name {twice[0]!r}; names tell them apart, so each needs its own")
+        for function in self._functions():
+            for setting, key in function.settings.items():
+                group.setdefault(key, function.rule.defaults[setting])
+
+
+def _give_names(groups: list[dict[str, Any]], names: Iterable[str] | None) -> None:
+    """Writes the names into the groups, where torch puts those of `named_parameters()`."""
+    count = sum(len(group["params"]) for group in groups)
+    if names is None:
+        if any("param_names" not in group for group in groups):
+            raise ValueError(
+                "the parameters have no names: build the optimizer from model.named_parameters(), or pass names=[…] "
+                "in the order of its parameters"
+            )
+        return
+    given = list(names)
+    if len(given) != count:
+        raise ValueError(f"names must be one a parameter: {count} parameters, got {len(given)} names")
+    for group in groups:
+        group["param_names"], given = given[: len(group["params"])], given[len(group["params"]) :]
+
+
+def _check_choices(base: object, rounding: str, nonfinite: str) -> None:
+    if not isinstance(base, torch.optim.Optimizer):
+        raise ValueError(f"base must be a torch optimizer, got {type(base).__name__}")
+    if isinstance(base, torch.optim.LBFGS):
+        raise Unsupported("LBFGS evaluates the closure several times in one step; take an optimizer that does not")
+    for name, value, known in (
+        ("rounding", rounding, get_args(Rounding)),
+        ("nonfinite", nonfinite, get_args(NonFinite)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _not_finite(values: Tensor) -> Tensor:
+    """Whether any entry is infinite or no number, in one pass and without a temporary of its size."""
+    if not values.numel():
+        return torch.zeros((), dtype=torch.bool, device=values.device)
+    low, high = torch.aminmax(values)
+    return ~(torch.isfinite(low) & torch.isfinite(high))
