@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from .callbacks import ElasticReset as ElasticReset
     from .callbacks import ElasticResetState as ElasticResetState
     from .merging import average as average
+    from .optim import MoFO as MoFO
+    from .optim import OnDARE as OnDARE
+    from .optim import OnDAREAdamW as OnDAREAdamW
+    from .optim import OnlineMerging as OnlineMerging
+    from .optim import OnTIES as OnTIES
+    from .optim import OnTIESAdamW as OnTIESAdamW
+    from .optim import Pipeline as Pipeline
     from .optim import sft_delta as sft_delta
     from .studies import load_results as load_results
     from .studies import run_study as run_study
@@ -26,6 +33,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "ElasticReset": ".callbacks",
     "ElasticResetState": ".callbacks",
+    "MoFO": ".optim",
+    "OnDARE": ".optim",
+    "OnDAREAdamW": ".optim",
+    "OnTIES": ".optim",
+    "OnTIESAdamW": ".optim",
+    "OnlineMerging": ".optim",
+    "Pipeline": ".optim",
     "attach": ".training",
     "average": ".merging",
     "load_results": ".studies",
@@ -35,6 +49,13 @@ _HOMES = {
 __all__ = [
     "ElasticReset",
     "ElasticResetState",
+    "MoFO",
+    "OnDARE",
+    "OnDAREAdamW",
+    "OnTIES",
+    "OnTIESAdamW",
+    "OnlineMerging",
+    "Pipeline",
     "UntaxedError",
     "attach",
     "average",

@@ -14,6 +14,7 @@ from .errors import SpecError, nearest
 from .merging import Averaging
 from .method import Method
 from .objectives import KL
+from .optim import ChildTuning, MoFO, OnDARE, OnlineMerging, OnTIES, UpdateDropout
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,10 @@ class EarlyStopping(Method):
     summary: ClassVar[str] = "plain's own earlier checkpoints: the remedy that costs nothing"
 
 
-METHODS: dict[str, type[Method]] = {row.name: row for row in (Plain, EarlyStopping, KL, Averaging, ElasticReset)}
+ROWS: tuple[type[Method], ...] = (
+    Plain, EarlyStopping, KL, Averaging, ElasticReset, OnDARE, OnTIES, OnlineMerging, UpdateDropout, MoFO, ChildTuning,
+)  # fmt: skip
+METHODS: dict[str, type[Method]] = {row.name: row for row in ROWS}
 
 
 def get(name: str) -> type[Method]:

@@ -6,6 +6,7 @@ from .arguments import check_arguments as check_arguments
 from .attached import Attached as Attached
 from .attached import attach as attach
 from .defaults import machine_defaults as machine_defaults
+from .in_step import with_delta as with_delta
 from .loop import Moment as Moment
 from .loop import Outcome as Outcome
 from .loop import train as train

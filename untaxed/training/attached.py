@@ -14,13 +14,14 @@ from ..errors import StoreError, Unsupported
 from ..method import Between, Context, Method
 from ..weights import trainable
 from .algorithms import ALGORITHMS
+from .in_step import InStep, acts_in_step
 from .state import read_state, write_state
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 FOLDER = "untaxed"  # inside the trainer's own checkpoint-N
-HOSTED = {"loss", "between"}  # sites that a row of the table uses today
+HOSTED = {"loss", "gradient", "update", "displacement", "between"}
 BACKENDS = {"plain", "ddp", "fsdp2"}
 
 
@@ -57,6 +58,7 @@ def attach(trainer: Trainer, *methods: Method) -> Attached:
         _check(trainer, method, context)
     attached = _existing(trainer) or Attached(trainer)
     attached.methods += methods
+    attached.in_step.host([method for method in attached.methods if acts_in_step(method)])
     _warn_low_precision(trainer, methods)
     return attached
 
@@ -68,6 +70,7 @@ class Attached:
         methods: In the order in which they act.
         steps_since_reset: Optimizer steps since a method last replaced the policy's weights, or since the start.
         observer: Told about every step, before the methods act; `untaxed.training.train` sets it.
+        in_step: What acts inside the optimizer's step.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -79,6 +82,7 @@ class Attached:
         self._trainer = trainer
         self._live: list[Between] = []
         self._loaded: Mapping[str, Any] | None = None
+        self.in_step = InStep(trainer)
         self._hooks = Hooks(self)
         trainer.add_callback(self._hooks)
 
@@ -94,6 +98,7 @@ class Attached:
     def detach(self) -> None:
         """Takes the methods off the trainer; its weights stay as they are."""
         self._trainer.remove_callback(self._hooks)
+        self.in_step.release()
         self.methods, self._live = (), []
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,6 +144,8 @@ class Attached:
         No reset at the last step, where nothing could recover from it, nor while samples of the old policy wait to be
         learned from; a reset that is due then comes at the next step that is free.
         """
+        if last:
+            self.in_step.flush()
         free = not last and not samples_waiting(self._trainer)
         replaces = free and any(live.due() for live in self._live)
         self.steps_since_reset += 1
