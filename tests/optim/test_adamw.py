@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from untaxed.errors import RunFailed
-from untaxed.optim import OnDAREAdamW, OnTIESAdamW, _kernel, sft_delta
+from untaxed.optim import MergeUpdate, Merging, OnDAREAdamW, OnTIESAdamW, Pipeline, _kernel, sft_delta
 from untaxed.sparsify import kept_count
 
 SHAPES = {"a": (130, 97), "b": (17,), "c": (), "d": (1,), "e": (0, 3), "f": (9001,)}
@@ -125,6 +125,20 @@ def test_with_the_effect_off_it_is_torchs_adamw_to_the_bit(cls: type, dtype: tor
     optimizer = torch.optim.AdamW(theirs.values(), lr=1e-3, weight_decay=0.1, fused=dtype == torch.float32 or None)
     take_steps(optimizer, theirs, range(5))
     assert equal(ours, theirs)
+
+
+@pytest.mark.parametrize("settings", [{}, {"merge_every": 3}, {"rescale": "inverse"}, {"delta_mask": "once"}])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_it_is_the_fast_path_of_the_pipeline(cls: type, settings: dict[str, Any]) -> None:
+    """In float64, where a difference of weights is the update to 16 digits."""
+    ours = run(cls, 8, torch.float64, **settings)
+    theirs = parameters(torch.float64)
+    merging = Merging(**{**cls.DEFAULTS, "merge_weight": 0.3, **settings})  # type: ignore[attr-defined]
+    base = torch.optim.AdamW(list(theirs.items()), lr=1e-3, weight_decay=0.1)
+    optimizer = Pipeline(base, update=MergeUpdate(merging, tensors(1, 1e-3)))
+    take_steps(optimizer, theirs, range(8))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -307,6 +321,17 @@ def test_flush_merges_the_tail() -> None:
     again = own["a"].detach().clone()
     optimizer.flush()
     assert torch.equal(again, own["a"])
+
+
+def test_flush_merges_also_where_a_schedule_has_ended_at_zero() -> None:
+    own = parameters()
+    optimizer = build(OnDAREAdamW, own, merge_every=4, density=1.0, merge_weight=1.0)
+    take_steps(optimizer, own, range(2))
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.flush()
+    expected, delta = parameters(), tensors(1, 1e-3)
+    for name, tensor in own.items():  # at weight 1 only the delta is left
+        torch.testing.assert_close(tensor.detach(), expected[name].detach() + delta[name], rtol=1e-6, atol=1e-8)
 
 
 def test_the_call_shape_of_frameworks_that_pass_bare_parameters() -> None:

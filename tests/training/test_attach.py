@@ -162,11 +162,11 @@ def test_describe_is_plain(tiny_task: Task, tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Projection(Method):
+class Replay(Method):
     """A method at a site that attach does not offer."""
 
-    name: ClassVar[str] = "projection"
-    acts: ClassVar[frozenset[Site]] = frozenset({"gradient", "between"})
+    name: ClassVar[str] = "replay"
+    acts: ClassVar[frozenset[Site]] = frozenset({"data", "between"})
 
 
 def stand_in(**state: Any) -> Any:
@@ -189,7 +189,7 @@ def stand_in(**state: Any) -> Any:
     ("state", "method", "message"),
     [
         ({}, Averaging(initial_share=0.2), "averaging acts after training: use its function on the saved weights"),
-        ({}, Projection(), "projection acts at gradient, which attach does not offer"),
+        ({}, Replay(), "replay acts at data, which attach does not offer"),
         ({}, KL(beta=0.1), "kl needs an algorithm with a beta .* got simplenamespace"),
         ({"is_deepspeed_enabled": True}, RESET, "elastic_reset cannot act under deepspeed.* use FSDP2, or"),
         ({"is_fsdp_enabled": True}, RESET, "elastic_reset cannot act under fsdp1"),

@@ -44,4 +44,4 @@ def proposed_update(weights: Tensor, first: Tensor, second: Tensor, group: Mappi
 
 def _root(values: Tensor) -> Tensor:
     """Correctly rounded: torch's own vectorised root of float32 is off by an ulp on some processors."""
-    return values.double().sqrt_().to(values.dtype)
+    return values.double().sqrt().to(values.dtype)

@@ -106,7 +106,10 @@ class MergingAdamW(Optimizer):
         own = {"adam": adam, "master": master, "rounding": rounding}
         base = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, **own}
         settings: dict[str, Any] = asdict(Merging()) | dict(self.DEFAULTS) | merging
+        self._built = False
         super().__init__(_named(params, names), base | settings)
+        self._check_delta()
+        self._built = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of named parameters; its settings default to the constructor's."""
@@ -114,7 +117,8 @@ class MergingAdamW(Optimizer):
         group = self.param_groups[-1]
         try:
             _check_group(group)
-            self._held.check(merging_of(group), dict(zip(group["param_names"], group["params"])))
+            if self._built:
+                self._check_delta()
         except ValueError:
             self.param_groups.pop()
             raise
@@ -185,6 +189,18 @@ class MergingAdamW(Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+
+    def _check_delta(self) -> None:
+        """Of all groups at once: in one of them (the norms', say) the delta may well be zero."""
+        self._held.check(
+            {
+                name: parameter
+                for group in self.param_groups
+                if merging_of(group).needs_delta
+                for name, parameter in zip(group["param_names"], group["params"])
+            },
+            [merging_of(group) for group in self.param_groups],
+        )
 
     # --- what a step is about ---------------------------------------------------------------------------------------
 
@@ -260,7 +276,7 @@ class MergingAdamW(Optimizer):
                 item.state["at_merge"] = as_placed(item.weights.clone(), item.parameter)
         self._step_plain(items)
         for item in items:
-            if item.step % item.merging.merge_every == 0:
+            if item.step % item.merging.merge_every == 0 and item.group["lr"] != 0:
                 self._close_window(item)
 
     def _close_window(self, item: Item) -> None:
@@ -287,12 +303,12 @@ class MergingAdamW(Optimizer):
             raise _broken(item)
         weights = _wide(item)
         update_moments(item.gradient.to(weights.dtype), *item.moments, item.group)
+        if item.group["lr"] == 0:
+            return
         update = proposed_update(weights, *item.moments, item.group, item.step)
         _write(item, weights, self._merged(item, update, weights))
 
     def _merged(self, item: Item, update: Tensor, weights: Tensor, *, flush: bool = False) -> Tensor:
-        if item.group["lr"] == 0:
-            return torch.zeros_like(update)
         delta = None
         if item.merging.needs_delta:
             delta = self._held.dense(item).to(weights.device, weights.dtype).view(weights.shape)

@@ -29,13 +29,14 @@ class HeldDelta:
     def fingerprint(self) -> str | None:
         return None if self.delta is None else self.delta.fingerprint
 
-    def check(self, merging: Merging, parameters: Mapping[str, Tensor]) -> None:
-        """Raises `ValueError` where the settings need a delta that is not there or does not fit."""
-        if not merging.needs_delta:
+    def check(self, parameters: Mapping[str, Tensor], settings: Iterable[Merging]) -> None:
+        """Raises `ValueError` where the delta that these parameters need is not there, or does not fit."""
+        if not parameters:
             return
         if self.delta is None:
             raise ValueError("merge_weight is above 0 and no delta is given; pass delta=sft_delta(initial, pretrained)")
-        if self.delta.storage == "sparse" and merging.sparsify == "random" and merging.delta_mask == "fresh":
+        fresh = any(one.sparsify == "random" and one.delta_mask == "fresh" and one.needs_delta for one in settings)
+        if self.delta.storage == "sparse" and fresh:
             raise ValueError("storage 'sparse' holds the kept entries alone: it needs delta_mask='once'")
         check_delta(self.delta, {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad})
 

@@ -105,6 +105,7 @@ def _merging_adamw(base: torch.optim.Optimizer, rule: MergeUpdate) -> OnDAREAdam
     groups = [
         {"params": list(zip(group["param_names"], group["params"])), **{key: group[key] for key in taken}}
         for group in base.param_groups
+        if group["params"]  # of adapters nothing decays, or nothing does not
     ]
     settings = {field.name: rule.defaults[field.name] for field in fields(Merging)}
     return OnDAREAdamW(groups, delta=rule.delta, **settings)
