@@ -2,53 +2,52 @@
 
 from __future__ import annotations
 
-import math
+from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from untaxed.optim import add_rounded
-from untaxed.optim._rounding import UNIT, added
+from untaxed.optim._rounding import added
 from untaxed.sparsify import mask_key, random_bits
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 N = 1 << 20
 
 
-def neighbours(dtype: torch.dtype, total: float) -> tuple[float, float]:
-    """The numbers of a dtype around a sum, from its exponent."""
-    digits = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23}[dtype]
-    smallest = {torch.bfloat16: -126, torch.float16: -14, torch.float32: -126}[dtype]
-    exponent = max(math.frexp(total)[1] - 1, smallest) if total else smallest
-    gap = 2.0 ** (exponent - digits)
-    lower = math.floor(total / gap) * gap
-    upper = lower + gap if lower + gap > total else lower
-    return lower, upper
+def neighbours(dtype: torch.dtype, total: Fraction) -> tuple[Fraction, Fraction]:
+    """The numbers of a dtype around a sum and above its lower one, from the exponent, in exact arithmetic."""
+    digits, smallest = {torch.bfloat16: (7, -126), torch.float16: (10, -14), torch.float32: (23, -126)}[dtype]
+    exponent = smallest
+    while Fraction(2) ** (exponent + 1) <= abs(total):
+        exponent += 1
+    gap = Fraction(2) ** (exponent - digits)
+    lower = total // gap * gap
+    return lower, lower + gap
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(
-    x=st.floats(-4, 4).filter(lambda x: x == 0 or abs(x) > 1e-3),
-    u=st.floats(-4, 4).filter(lambda u: u == 0 or abs(u) > 1e-9),
-)
+@given(x=st.floats(-4, 4), u=st.one_of(st.floats(-4, 4), st.floats(-1e-7, 1e-7)))
+@example(x=1.0, u=-1e-12)
+@example(x=-1.0, u=-1e-12)
+@example(x=0.5, u=-1.0)
 @settings(max_examples=200, deadline=None)
 def test_the_two_ends_of_the_bits_give_the_two_neighbours(dtype: torch.dtype, x: float, u: float) -> None:
-    old = torch.tensor([x], dtype=dtype)
-    total = old.double().item() + u  # exact enough: the ends only tell the neighbours
-    low = add_rounded(old, torch.tensor([u], dtype=torch.float64), torch.tensor([0xFFFFFFFF]))
-    high = add_rounded(old, torch.tensor([u], dtype=torch.float64), torch.tensor([0]))
+    old, update = torch.tensor([x], dtype=dtype), torch.tensor([u], dtype=torch.float64)
+    low, high = (add_rounded(old, update, torch.tensor([bits])) for bits in (0xFFFFFFFF, 0))
     assert low.dtype == high.dtype == dtype
-    if total == low.double().item():
-        assert torch.equal(low, high)
-        return
-    share = (total - low.double().item()) * UNIT
-    if abs(total) > 0.01 and share:
-        lower, upper = neighbours(dtype, total)
-        assert low.double().item() in (lower, upper)
-        assert high.double().item() in (lower, upper)
-    assert low <= high
+    total = Fraction(old.double().item()) + Fraction(u)
+    lower, upper = neighbours(dtype, total)
+    share = (total - lower) / (upper - lower)
+    ends = Fraction(low.double().item()), Fraction(high.double().item())
+    if share == 0:
+        assert ends == (lower, lower)
+    elif 2**-32 < share < 1 - 2**-32:
+        assert ends == (lower, upper)
+    else:
+        assert set(ends) <= {lower, upper}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
