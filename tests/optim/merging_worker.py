@@ -7,6 +7,7 @@ and 0. The results must agree to the bit.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from untaxed.errors import Unsupported
-from untaxed.optim import MaskGradient, MergeUpdate, Merging, Pipeline
+from untaxed.optim import MaskGradient, MergeUpdate, Merging, OnDAREAdamW, Pipeline
 
 RULES = {
     "random": Merging(0.4, 0.1),
@@ -43,13 +44,19 @@ class Model(nn.Module):
         self.large = nn.Linear(101, 99)
 
 
-def built(merging: Merging, *, sharded: bool, direction: str = "delta") -> tuple[nn.Module, Pipeline]:
+def built(
+    merging: Merging, *, sharded: bool, direction: str = "delta", fast: bool = False, rounding: str = "nearest"
+) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
     module = Model()
     generator = torch.Generator().manual_seed(1)
     delta = {name: torch.randn(p.shape, generator=generator) for name, p in module.named_parameters()}
     if sharded:
         fully_shard(module)
+    if fast:
+        settings = dataclasses.asdict(merging)
+        named = module.named_parameters()
+        return module, OnDAREAdamW(named, lr=0.05, delta=delta, rounding=rounding, nonfinite="skip", **settings)
     optimizer = Pipeline(
         torch.optim.AdamW(module.named_parameters(), lr=0.05, foreach=False),
         gradient=MaskGradient(0.8),
@@ -85,39 +92,39 @@ def check_equal(alone: nn.Module, sharded: nn.Module, what: str) -> None:
         assert torch.equal(tensor, dict(alone.named_parameters())[name].detach()), f"{name} differs: {what}"
 
 
-def follow(label: str, merging: Merging, direction: str) -> None:
+def follow(label: str, merging: Merging, direction: str = "delta", **how: Any) -> None:
     """Seven steps, one of them skipped by both processes for a gradient that one of them has."""
-    pairs = [built(merging, sharded=sharded, direction=direction) for sharded in (False, True)]
+    pairs = [built(merging, sharded=sharded, direction=direction, **how) for sharded in (False, True)]
     for number in range(1, 9):
         for module, optimizer in pairs:
             step(module, optimizer, number, ties=label == "ties", bad=number == 4)
-        check_equal(pairs[0][0], pairs[1][0], f"{label}, {direction}, step {number}")
+        check_equal(pairs[0][0], pairs[1][0], f"{label}, {direction}, {how}, step {number}")
     assert [optimizer.skipped for _, optimizer in pairs] == [1, 1]
     for _, optimizer in pairs:
         optimizer.flush()
     check_equal(pairs[0][0], pairs[1][0], f"{label}, {direction}, flushed")
 
 
-def saved_and_resumed(folder: Path) -> None:
+def saved_and_resumed(folder: Path, fast: bool) -> None:
     """Saved by shards in the middle of a cycle, taken up by other shards and by a whole model."""
     merging = RULES["random, K = 3"]
-    module, optimizer = built(merging, sharded=True)
+    module, optimizer = built(merging, sharded=True, fast=fast)
     for number in range(1, 6):
         step(module, optimizer, number)
     optimizer.zero_grad()
     state = get_optimizer_state_dict(module, optimizer)
-    kept = state["state"]["uneven.weight"]["pipeline"]
-    assert isinstance(kept["update.0"]["at_merge"], DTensor)
-    assert isinstance(kept["initial"], DTensor)
-    assert kept["initial"].shape == (5, 4)
+    kept = state["state"]["uneven.weight"]
+    at_merge = kept["at_merge"] if fast else kept["pipeline"]["update.0"]["at_merge"]
+    assert isinstance(at_merge, DTensor)
+    assert at_merge.shape == (5, 4)
     checkpoint.save({"optimizer": state}, checkpoint_id=folder / "sharded")
-    fresh, resumed = built(merging, sharded=True)
+    fresh, resumed = built(merging, sharded=True, fast=fast)
     for name, p in fresh.named_parameters():
         p.data.copy_(dict(module.named_parameters())[name].data)
     template = copy.deepcopy(state)
     checkpoint.load({"optimizer": template}, checkpoint_id=folder / "sharded")
     set_optimizer_state_dict(fresh, resumed, template)
-    alone, whole_one = built(merging, sharded=False)
+    alone, whole_one = built(merging, sharded=False, fast=fast)
     for name, p in alone.named_parameters():
         p.data.copy_(whole(module)[name])
     whole_one.load_state_dict(full_state(optimizer.state_dict()))
@@ -152,8 +159,11 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for label, merging in RULES.items():
-        follow(label, merging, "delta")
+        follow(label, merging)
+        follow(label, merging, fast=True)
     follow("magnitude", RULES["magnitude"], "random")
-    saved_and_resumed(Path(sys.argv[1]))
+    follow("random", RULES["random"], fast=True, rounding="stochastic")
+    for fast in (False, True):
+        saved_and_resumed(Path(sys.argv[1]) / str(fast), fast)
     refused()
     dist.destroy_process_group()

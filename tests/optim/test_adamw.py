@@ -119,12 +119,16 @@ def test_the_number_of_threads_changes_nothing(threads: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("every", [1, 3])
-def test_with_the_effect_off_it_is_torchs_adamw_to_the_bit(cls: type, dtype: torch.dtype, every: int) -> None:
+def test_with_the_effect_off_it_is_torchs_adamw(cls: type, dtype: torch.dtype, every: int) -> None:
+    """To the bit; in windows of several steps, whose arithmetic is ours, to an ulp a step."""
     ours = run(cls, 5, dtype, density=1.0, merge_weight=0.0, merge_every=every, delta=None)
     theirs = parameters(dtype)
     optimizer = torch.optim.AdamW(theirs.values(), lr=1e-3, weight_decay=0.1, fused=dtype == torch.float32 or None)
     take_steps(optimizer, theirs, range(5))
-    assert equal(ours, theirs)
+    if every == 1:
+        assert equal(ours, theirs)
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=5 * torch.finfo(dtype).eps, atol=1e-8 if every > 1 else 0)
 
 
 @pytest.mark.parametrize("settings", [{}, {"merge_every": 3}, {"rescale": "inverse"}, {"delta_mask": "once"}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 MASTERS = (None, "float32")
 NONFINITE = ("raise", "skip")
+PLAIN = Merging()
 
 
 class MergingAdamW(Optimizer):
@@ -39,8 +40,8 @@ class MergingAdamW(Optimizer):
     added to the weights at once, so that a small push is not rounded away on its own.
 
     Every setting stands in the parameter groups: it is saved, may be scheduled, and may differ from group to group.
-    Where nothing is to be merged (``density`` 1 and ``merge_weight`` 0, and between merges) the step is torch's own
-    AdamW, bit for bit. At a learning rate of 0 nothing is proposed, so nothing is merged or pushed.
+    Where nothing is to be merged (``density`` 1, ``merge_weight`` 0, ``merge_every`` 1) the step is torch's own AdamW,
+    bit for bit. At a learning rate of 0 nothing is proposed, so nothing is merged or pushed.
 
     Args:
         params: ``model.named_parameters()``, or groups of named parameters; names key the masks and find the delta.
@@ -270,11 +271,19 @@ class MergingAdamW(Optimizer):
             )
 
     def _step_windows(self, items: Sequence[Item]) -> None:
-        """torch's own steps, and at every K-th the merge of what they added up to."""
+        """Steps of the same arithmetic without a merge, and at every K-th the merge of what they added up to.
+
+        Not torch's fused step: where its vectors end it rounds otherwise, so that shards would differ from the whole.
+        """
         for item in items:
             if "at_merge" not in item.state:
                 item.state["at_merge"] = as_placed(item.weights.clone(), item.parameter)
-        self._step_plain(items)
+        unmerged = [replace(item, merging=PLAIN) for item in items]
+        compiled = _kernel.load() is not None
+        self._step_fast([item for item in unmerged if compiled and fits(item)])
+        for item in unmerged:
+            if not (compiled and fits(item)):
+                self._step_eager(item)
         for item in items:
             if item.step % item.merging.merge_every == 0 and item.group["lr"] != 0:
                 self._close_window(item)
