@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar, Literal, Protocol, Self, get_type_hints
 
 from torch import Tensor, nn
@@ -23,6 +24,14 @@ from .values import typed
 Site = Literal["data", "loss", "gradient", "update", "displacement", "between", "after"]
 Need = Literal["pretrained", "prompts", "reference_sets", "replay", "members"]
 Weights = Mapping[str, Tensor]
+
+
+def check_fraction(name: str, value: object, *, beyond: str = "") -> None:
+    """Raises `ValueError` unless a setting is a number in [0, 1]; `beyond` says what a number outside would mean."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}{beyond}")
 
 
 class Between(Protocol):

@@ -29,7 +29,7 @@ def framing_tokenizer():
 
 
 def answer(tokenizer, prompt, text, eos=False):
-    return encode_answers(tokenizer, prompt, [text], eos=eos, where="item 0")[0]
+    return encode_answers(tokenizer, [(prompt, [text])], eos=eos, where="item")[0][0]
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,33 @@ def test_a_token_merged_across_the_border_belongs_to_the_answer():
     assert (scored.tokens, scored.start) == ((1, 6, 5), 2)
 
 
+def test_many_questions_are_those_one_by_one_in_one_call():
+    calls = []
+
+    class Counting:
+        """A tokenizer that counts how often it is asked about texts."""
+
+        def __init__(self):
+            self.inner = framing_tokenizer()
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def __call__(self, texts, **settings):
+            calls.extend([texts] if isinstance(texts, list) else [])
+            return self.inner(texts, **settings)
+
+    questions = [("w0 w1", ["w2"]), ("", ["w3", "w4 w5"]), ("w6", ["w7 w8", "w9", "w7"])]
+    made = encode_answers(Counting(), questions, eos=True, where="item")
+    assert len(calls) == 1
+    for at, question in enumerate(questions):
+        [alone] = encode_answers(framing_tokenizer(), [question], eos=True, where="item")
+        assert [(one.tokens, one.start) for one in made[at]] == [(one.tokens, one.start) for one in alone]
+        assert {one.where for one in made[at]} == {f"item {at}"}
+
+
 def test_choices_share_the_shortest_context():
-    merged, plain = encode_answers(merging_tokenizer(), "a: ", ["b", "c"], eos=False, where="item 0")
+    [[merged, plain]] = encode_answers(merging_tokenizer(), [("a: ", ["b", "c"])], eos=False, where="item")
     assert (merged.tokens, plain.tokens) == ((1, 6, 5), (1, 6, 4, 3))
     assert merged.start == plain.start == 2
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -203,6 +205,8 @@ def test_sharding_after_the_state_was_built_is_refused() -> None:
     ("settings", "message"),
     [
         ({"decay": 1.5, "reset_every": 2}, r"decay must be in \[0, 1\], got 1.5"),
+        ({"decay": "0.5", "reset_every": 2}, r"decay must be a number in \[0, 1\], got '0.5'"),
+        ({"decay": True, "reset_every": 2}, r"decay must be a number in \[0, 1\], got True"),
         ({"decay": 0.5, "reset_every": 0}, "reset_every must be a whole number of steps, at least 1, got 0"),
         ({"decay": 0.5, "reset_every": True}, "reset_every must be a whole number"),
         ({"decay": 0.5, "reset_every": 2.5}, "reset_every must be a whole number"),
@@ -214,3 +218,47 @@ def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None
         ElasticReset(**settings)
     with pytest.raises(ValueError, match=message):
         ElasticResetState(nn.Linear(1, 1), **settings)
+
+
+def test_a_model_that_does_not_train_is_refused() -> None:
+    model = network().requires_grad_(False)
+    for make in (ElasticResetState, WeightAverage):
+        settings = {"decay": 0.5, "reset_every": 2} if make is ElasticResetState else {"decay": 0.5}
+        with pytest.raises(ValueError, match=r"Sequential has no trainable parameter.*; set requires_grad"):
+            make(model, **settings)
+
+
+def malformed() -> list[tuple[Any, str]]:
+    """States that `ElasticResetState(network(), …)` cannot have had, and what is said about them."""
+    good = ElasticResetState(network(), decay=0.5, reset_every=3).state_dict()
+    return [
+        ({}, "'average' is missing; 'initial' is missing; 'steps_since_reset' is missing; 'resets' is missing"),
+        (None, "it is NoneType, no mapping"),
+        ({**good, "resets": "1"}, "'resets' must be a whole number from 0 on, got '1'"),
+        ({**good, "steps_since_reset": -1}, "'steps_since_reset' must be a whole number from 0 on, got -1"),
+        ({**good, "average": None}, "'average' must be tensors by name, got None"),
+        ({**good, "initial": {"0.weight": 1.0}}, "'initial' must be tensors by name"),
+        ({**good, "average": {}}, "do not fit: '0.weight' is missing"),
+    ]
+
+
+@pytest.mark.parametrize("case", range(7))
+def test_a_malformed_state_is_refused_and_nothing_of_it_taken_up(case: int) -> None:
+    state, message = malformed()[case]
+    model, generator = network(), torch.Generator().manual_seed(1)
+    reset = ElasticResetState(model, decay=0.5, reset_every=3)
+    move(model, generator)
+    reset.step()
+    before = {name: tensor.clone() for name, tensor in reset.state_dict()["average"].items()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        reset.load_state_dict(state)
+    assert same(reset.state_dict()["average"], before)
+    assert reset.steps_since_reset == 1
+
+
+@pytest.mark.parametrize("values", [None, {"0.weight": 1}, [torch.ones(1)]])
+def test_an_average_is_assigned_tensors(values: Any) -> None:
+    with pytest.raises(ValueError, match="an average is assigned tensors by name"):
+        WeightAverage(network(), decay=0.5).assign(values)
+    with pytest.raises(ValueError, match=r"'0\.weight' is missing from the values given"):
+        WeightAverage(network(), decay=0.5).assign({})

@@ -96,6 +96,30 @@ def test_scores_give_the_values_and_texts_are_kept(study: Study) -> None:
     assert len(texts["step-4"]) == 8
 
 
+def test_a_checkpoint_that_is_last_and_best_is_averaged_and_measured_once(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    inner = variants.measure_point
+    monkeypatch.setattr(variants, "measure_point", lambda *a: measured.append(a[2]["name"]) or inner(*a))
+    spec = {**world, "algorithm": {**world["algorithm"], "max_steps": 2}, "methods": world["methods"][:1]}
+    run_study(spec, tmp_path, workers=0)
+    run_study({**spec, "methods": world["methods"]}, tmp_path, workers=0)
+    run = plain_run(tmp_path)
+    points = {tuple((point["variant"] or {}).values()): point for point in run["points"]}
+    scores = read_scores(tmp_path / "runs" / run["key"] / "scores.npz")
+    texts = read_json(tmp_path / "runs" / run["key"] / "texts.json")
+    for share in (0.2, 0.6):
+        last, best = points["averaging", share, "last"], points["averaging", share, "best_proxy"]
+        assert last["validation"] == best["validation"]
+        assert last["variant"]["of"] == "last"
+        assert texts[last["name"]] == texts[best["name"]]
+        for key in [key for key in scores if key.startswith(f"{last['name']}/validation/")]:
+            np.testing.assert_array_equal(scores[key], scores[key.replace(last["name"], best["name"])])
+    assert measured[:2] == ["averaging-0.2@last", "averaging-0.6@last"]
+    assert not [name for name in measured if name.endswith("@best_proxy")]  # nor on test
+
+
 def test_a_variant_is_the_average_of_its_checkpoint_and_the_initial_model(study: Study, tiny_initial: Path) -> None:
     run = plain_run(study.directory)
     [point] = [p for p in run["points"] if p["variant"] and p["weights"]][:1]

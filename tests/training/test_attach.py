@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from untaxed.checkpoints import load_model, load_tokenizer
 from untaxed.errors import StoreError, Unsupported
 from untaxed.merging import Averaging
 from untaxed.method import Context, Method, Site
-from untaxed.methods import Plain
+from untaxed.methods import EarlyStopping, Plain
 from untaxed.objectives import KL
 from untaxed.training import Task, attach
 from untaxed.weights import same, trainable
@@ -152,11 +153,14 @@ def test_state_dict_goes_into_a_running_attachment(tiny_task: Task, tmp_path: Pa
 
 def test_describe_is_plain(tiny_task: Task, tmp_path: Path) -> None:
     trainer = dpo(tiny_task, tmp_path)
-    described = attach(trainer, Plain(), RESET).describe()
+    described = attach(trainer, KL(beta=0.1), RESET).describe()
     assert described == {
         "trainer": "DPOTrainer",
         "backend": "plain",
-        "methods": [{"name": "plain"}, {"name": "elastic_reset", "decay": 0.6, "reset_every": 3, "update_every": 1}],
+        "methods": [
+            {"name": "kl", "beta": 0.1},
+            {"name": "elastic_reset", "decay": 0.6, "reset_every": 3, "update_every": 1},
+        ],
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
 
@@ -194,11 +198,16 @@ def stand_in(**state: Any) -> Any:
         ({"is_deepspeed_enabled": True}, RESET, "elastic_reset cannot act under deepspeed.* use FSDP2, or"),
         ({"is_fsdp_enabled": True}, RESET, "elastic_reset cannot act under fsdp1"),
         ({"is_distributed_loading_by_transformers": True}, RESET, "elastic_reset cannot act under sharded_at_load"),
+        ({}, Plain(), "plain changes nothing in training; leave it out here"),
+        ({}, EarlyStopping(), "early_stopping changes nothing in training; leave it out here"),
+        ({}, "elastic_reset", r"attach takes methods with their settings, such as .* got 'elastic_reset'"),
+        ({}, ElasticReset, r"attach takes methods with their settings, such as .* got <class"),
+        ({"model": torch.nn.Linear(2, 2).requires_grad_(False)}, RESET, "would do nothing: .* no trainable parameter"),
         ({"is_in_train": True}, RESET, "attach comes before train"),
         ({"state": types.SimpleNamespace(global_step=3)}, RESET, "attach comes before train"),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_way_out(state: dict[str, Any], method: Method, message: str) -> None:
+def test_what_cannot_work_is_refused_with_the_way_out(state: dict[str, Any], method: Any, message: str) -> None:
     with pytest.raises(Unsupported, match=message):
         attach(stand_in(**state), method)
 
@@ -213,11 +222,11 @@ def test_a_method_that_is_an_argument_must_have_been_given_as_one(tiny_task: Tas
 def test_methods_learn_what_they_join(tiny_task: Task, tmp_path: Path) -> None:
     seen: list[Context] = []
 
-    class Asks(Plain):
+    class Asks(KL):
         def check(self, context: Context) -> None:
             seen.append(context)
 
-    attach(dpo(tiny_task, tmp_path, lora=True), Asks())
+    attach(dpo(tiny_task, tmp_path, lora=True), Asks(beta=0.1))
     assert seen == [Context("dpo", 5, backend="plain", lora=True)]
 
 
@@ -225,3 +234,76 @@ def test_bfloat16_weights_without_a_master_are_warned_about(tiny_task: Task, tmp
     trainer = dpo(tiny_task, tmp_path, dtype=torch.bfloat16)
     with pytest.warns(UserWarning, match=r"the trainable weights are torch\.bfloat16 without a float32 master"):
         attach(trainer, RESET)
+
+
+@pytest.mark.parametrize("trainer", [object(), torch.nn.Linear(1, 1), Trainer, None])
+def test_what_is_no_trainer_is_refused(trainer: Any) -> None:
+    with pytest.raises(Unsupported, match="attach joins methods to a built Trainer of transformers or TRL, got"):
+        attach(trainer, RESET)
+
+
+def test_a_method_acts_once(tiny_task: Task, tmp_path: Path) -> None:
+    trainer = dpo(tiny_task, tmp_path)
+    with pytest.raises(Unsupported, match=r"elastic_reset with these settings is attached already and would act"):
+        attach(trainer, RESET, RESET)
+    attached = attach(trainer, RESET)
+    with pytest.raises(Unsupported, match="attached already"):
+        attach(trainer, RESET)
+    assert attached.methods == (RESET,)
+
+
+def test_off_is_off(tiny_task: Task, tmp_path: Path) -> None:
+    trainer = dpo(tiny_task, tmp_path)
+    attached = attach(trainer, RESET)
+    attached.detach()
+    with pytest.raises(Unsupported, match="these methods are detached already"):
+        attached.detach()
+    assert attach(trainer, RESET) is not attached
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "'methods' is missing; 'steps_since_reset' is missing; 'policy' is missing; 'states' is missing"),
+        (None, "it is NoneType, no mapping"),
+        ({"steps_since_reset": None}, "'steps_since_reset' must be a whole number from 0 on, got None"),
+        ({"states": {}}, "'states' must be a list, got {}"),
+        ({"states": []}, "holds the states of 0 methods, 1 act here; give one that was saved after training began"),
+        ({"states": [{}]}, "no state of ElasticResetState: 'average' is missing"),
+    ],
+)
+def test_a_malformed_state_is_refused(
+    tiny_task: Task, tmp_path: Path, change: dict[str, Any] | None, message: str
+) -> None:
+    trainer = dpo(tiny_task, tmp_path, max_steps=4)
+    attached = attach(trainer, RESET)
+    trainer.train()
+    state = {**attached.state_dict(), **change} if change else change
+    with pytest.raises(StoreError, match=re.escape(message)):
+        attached.load_state_dict(state)  # type: ignore[arg-type]
+    assert attached.steps_since_reset == 1
+
+
+def test_what_was_changed_after_attach_is_checked_when_training_begins(tiny_task: Task, tmp_path: Path) -> None:
+    shorter = dpo(tiny_task, tmp_path)
+    attach(shorter, RESET)
+    shorter.args.max_steps = 3
+    with pytest.raises(Unsupported, match="would never reset: reset_every is 3, training has 3 steps"):
+        shorter.train()
+
+    by_epochs = dpo(tiny_task, tmp_path, max_steps=-1, num_train_epochs=1)  # 24 pairs, 4 a step
+    attach(by_epochs, ElasticReset(decay=0.6, reset_every=6))
+    with pytest.raises(Unsupported, match="would never reset: reset_every is 6, training has 6 steps"):
+        by_epochs.train()
+
+    replaced = dpo(tiny_task, tmp_path)
+    attach(replaced, RESET)
+    replaced.model = load_model(tiny_task.initial)
+    with pytest.raises(Unsupported, match=r"trainer\.model was replaced after the trainer was built"):
+        replaced.train()
+
+    frozen = dpo(tiny_task, tmp_path)
+    attach(frozen, RESET)
+    frozen.model.requires_grad_(False)
+    with pytest.raises(Unsupported, match=r"elastic_reset would do nothing: .* no trainable parameter"):
+        frozen.train()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from untaxed.errors import StoreError
 from untaxed.training.state import read_state, write_state
@@ -38,6 +39,13 @@ def test_a_damaged_state_is_said(tmp_path: Path) -> None:
     write_state(tmp_path, state(), rank=0, world=1)
     file = tmp_path / "rank-0-of-1.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(StoreError, match=r"rank-0-of-1\.safetensors is damaged"):
+        read_state(tmp_path, rank=0, world=1)
+
+
+@pytest.mark.parametrize("note", ["[]", '{"states": 3}', '{"states": [[]]}', '{"states": []}'])
+def test_a_state_of_another_shape_is_damaged_too(tmp_path: Path, note: str) -> None:
+    save_file({"0/average/x": torch.ones(1)}, tmp_path / "rank-0-of-1.safetensors", metadata={"state": note})
     with pytest.raises(StoreError, match=r"rank-0-of-1\.safetensors is damaged"):
         read_state(tmp_path, rank=0, world=1)
 

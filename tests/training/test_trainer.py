@@ -200,3 +200,16 @@ def test_time_for_measuring_is_not_training_time(tiny_task: Task, monkeypatch: p
     outcome = train(trainer, attach(trainer), every=1, observe=observe)
     assert outcome.train_seconds == 2
     assert outcome.peak_bytes > 10_000_000
+
+
+def test_what_is_installed_is_asked_once_a_run(tiny_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.utils import modeling
+
+    asked: list[int] = []
+    inner = modeling.is_peft_available
+    monkeypatch.setattr(modeling, "is_peft_available", lambda: asked.append(1) or inner())
+    trainer, counting = build(tiny_task, max_steps=3), modeling.is_peft_available
+    asked.clear()
+    train(trainer, every=3)
+    assert len(asked) == 1
+    assert modeling.is_peft_available is counting

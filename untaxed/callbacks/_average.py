@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..method import check_fraction
 from ..weights import check_same, snapshot, trainable
+from ._state import is_tensors
 
 
 class WeightAverage:
@@ -21,14 +23,20 @@ class WeightAverage:
     Args:
         model: The model to follow; its parameters are looked up by name at every update.
         decay: :math:`\eta`, in [0, 1]; 0 follows the model exactly, 1 never moves.
+    Raises:
+        ValueError: ``decay`` is no number in [0, 1], or the model has no trainable parameter.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay must be in [0, 1], got {decay}")
+        check_fraction("decay", decay)
         self.decay = decay
         self._model = model
         self._tensors = snapshot(model)
+        if not self._tensors:
+            raise ValueError(
+                f"{type(model).__name__} has no trainable parameter, so its average would never move; "
+                "set requires_grad on what is trained, or give the model that the optimizer trains"
+            )
 
     @torch.no_grad()
     def update(self) -> None:
@@ -52,6 +60,12 @@ class WeightAverage:
 
     @torch.no_grad()
     def assign(self, values: Mapping[str, Tensor]) -> None:
-        """Overwrites the average, in place."""
+        """Overwrites the average, in place.
+
+        Raises:
+            ValueError: The values are not tensors of the average's names and shapes; nothing is written then.
+        """
+        if not is_tensors(values):
+            raise ValueError("an average is assigned tensors by name, such as the tensors() of another one")
         check_same(self._tensors, values, names=("the average", "the values given"))
         torch._foreach_copy_(list(self._tensors.values()), [values[name] for name in self._tensors])

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..method import Between, Context, Method, Site
+from ..method import Between, Context, Method, Site, check_fraction
 from ..weights import check_same, snapshot
 from ._average import WeightAverage
+from ._state import COUNT, TENSORS, check_state
+
+STATE = {"average": TENSORS, "initial": TENSORS, "steps_since_reset": COUNT, "resets": COUNT}
 
 
 def kept_share(decay: float, updates: int) -> float:
@@ -112,13 +115,17 @@ class ElasticResetState:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up a saved state; the initial weights become the saved ones, not the model's present ones."""
+        """Takes up a saved state; the initial weights become the saved ones, not the model's present ones.
+
+        Raises:
+            ValueError: It is no saved state, or one of another model; nothing is taken up then.
+        """
+        check_state(state, STATE, of="ElasticResetState")
         saved: Mapping[str, Tensor] = state["initial"]
         check_same(saved, self._initial, names=("the saved state", "the model"))
         self._average.assign(state["average"])
         torch._foreach_copy_(list(self._initial.values()), [saved[name] for name in self._initial])
-        self.steps_since_reset = int(state["steps_since_reset"])
-        self.resets = int(state["resets"])
+        self.steps_since_reset, self.resets = state["steps_since_reset"], state["resets"]
 
 
 @dataclass(frozen=True)
@@ -156,8 +163,7 @@ class ElasticReset(Method):
 
 
 def _check_settings(decay: float, reset_every: int, update_every: int) -> None:
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay must be in [0, 1], got {decay}")
+    check_fraction("decay", decay)
     for name, value in (("reset_every", reset_every), ("update_every", update_every)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")

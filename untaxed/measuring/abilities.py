@@ -51,8 +51,8 @@ def exact_match(name: str, items: Mapping[Split, Sequence[Item]], *, eos: bool =
 
     def score(subject: Subject, split: Split) -> Scores:
         def encode(tokenizer: Any) -> list[Scored]:
-            named = ((f"{name} {split} item {at}", item) for at, item in enumerate(items[split]))
-            return [encode_answers(tokenizer, i.prompt, [i.answer], eos=eos, where=where)[0] for where, i in named]
+            questions = [(item.prompt, (item.answer,)) for item in items[split]]
+            return [one for (one,) in encode_answers(tokenizer, questions, eos=eos, where=f"{name} {split} item")]
 
         right = np.ones(len(items[split]))
         for batch in subject.remembered(memory, split, encode):
@@ -91,8 +91,8 @@ def multiple_choice(
         every = items[split]
 
         def encode(tokenizer: Any) -> list[Scored]:
-            named = ((f"{name} {split} item {at}", item) for at, item in enumerate(every))
-            groups = (encode_answers(tokenizer, i.prompt, i.choices, eos=False, where=where) for where, i in named)
+            questions = [(item.prompt, item.choices) for item in every]
+            groups = encode_answers(tokenizer, questions, eos=False, where=f"{name} {split} item")
             return [choice for group in groups for choice in group]
 
         texts = [choice for item in every for choice in item.choices]

@@ -135,23 +135,43 @@ def _groups(
 ) -> Iterator[list[_Family]]:
     """Families of one kind, as many as the budgets allow, at least one."""
     group: list[_Family] = []
-    scored = 0
+    size = _Size()
     for family in families:
         numbers = [number for owners in family.rows.values() for number in owners]
-        more = sum(len(items[number].tokens) - items[number].start for number in numbers)
+        scored = sum(len(items[number].tokens) - items[number].start for number in numbers)
+        more = size.with_one(family, scored)
         other_kind = bool(group) and bool(group[0].context) != bool(family.context)
-        if group and (other_kind or _tokens([*group, family]) > most_tokens or scored + more > most_scored):
+        if group and (other_kind or more.tokens > most_tokens or more.scored > most_scored):
             yield group
-            group, scored = [], 0
+            group, more = [], _Size().with_one(family, scored)
         group.append(family)
-        scored += more
+        size = more
     if group:
         yield group
 
 
-def _tokens(group: list[_Family]) -> int:
-    contexts = len(group) * max(len(family.context) for family in group)
-    return contexts + sum(len(family.rows) for family in group) * max(family.length for family in group)
+@dataclass(frozen=True)
+class _Size:
+    """What a group of families comes to once it is padded."""
+
+    contexts: int = 0
+    longest_context: int = 0
+    rows: int = 0
+    longest_row: int = 0
+    scored: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.contexts * self.longest_context + self.rows * self.longest_row
+
+    def with_one(self, family: _Family, scored: int) -> _Size:
+        return _Size(
+            self.contexts + 1,
+            max(self.longest_context, len(family.context)),
+            self.rows + len(family.rows),
+            max(self.longest_row, family.length),
+            self.scored + scored,
+        )
 
 
 def _batch(group: list[_Family], items: Sequence[Scored]) -> Batch:

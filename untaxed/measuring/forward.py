@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .batching import LOGIT_ENTRIES, Batch, Context
+from .places import only_places
 from .suite import Scores
 
 
@@ -51,8 +52,8 @@ def read(model: Any, rows: Tensor, columns: Tensor, **inputs: Any) -> tuple[Tens
     """Runs the model and reads its logits at some places only.
 
     The output layer is much of a small model's work and of any model's memory, so it is given the hidden states of
-    those places only: a hook before it picks them. What an architecture does to its logits afterwards (scaling,
-    soft-capping) stays as it is. A model without such a layer computes all logits, of which those are taken.
+    those places only (see `places`). What an architecture does to its logits afterwards (scaling, soft-capping) stays
+    as it is. A model without such a layer computes all logits, of which those are taken.
 
     Args:
         model: A causal language model of transformers.
@@ -62,23 +63,8 @@ def read(model: Any, rows: Tensor, columns: Tensor, **inputs: Any) -> tuple[Tens
     Returns:
         The logits ``(places, vocabulary)`` and the model's whole output.
     """
-    shape = inputs["input_ids"].shape
-    picked = False
-
-    def pick(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        nonlocal picked
-        if not args or args[0].shape[:2] != shape:
-            return None
-        picked = True
-        return (args[0][rows.to(args[0].device), columns.to(args[0].device)].unsqueeze(0), *args[1:])
-
-    layer = model.get_output_embeddings()
-    hook = None if layer is None else layer.register_forward_pre_hook(pick)
-    try:
+    with only_places(model, rows, columns, inputs["input_ids"].shape) as picked:
         output = model(**inputs)
-    finally:
-        if hook is not None:
-            hook.remove()
     return (output.logits[0] if picked else output.logits[rows, columns]), output
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..method import Method, Site, Weights
+from ..method import Method, Site, Weights, check_fraction
 from ..weights import check_same
+
+BEYOND = "; weights beyond initial or aligned are an extrapolation (as in ExPO), another method"
 
 
 @torch.no_grad()
@@ -22,12 +23,12 @@ def average(initial: Weights, aligned: Weights, *, initial_share: float) -> dict
     Args:
         initial: Weights before alignment, name -> tensor of any shape.
         aligned: Weights after alignment: the same names and shapes.
-        initial_share: :math:`s`, at most 1; 0 gives ``aligned`` bit for bit, 1 gives ``initial``.
+        initial_share: :math:`s`, in [0, 1]; 0 gives ``aligned`` bit for bit, 1 gives ``initial``.
     Returns:
         New tensors with ``aligned``'s names, dtypes and devices. Integer and boolean tensors are no weights: they
         are copied from the model with the larger share (from ``aligned`` at one half).
     Raises:
-        ValueError: ``initial_share`` is above 1 or not finite, or names or shapes differ.
+        ValueError: ``initial_share`` is no number in [0, 1], or names or shapes differ.
     Example:
         >>> average({"w": torch.zeros(1)}, {"w": torch.ones(1)}, initial_share=0.25)["w"]
         tensor([0.7500])
@@ -35,10 +36,13 @@ def average(initial: Weights, aligned: Weights, *, initial_share: float) -> dict
     Source: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; Lin et al. 2024, arXiv:2309.06256.
     Differs: computed in float32 (float64 stays float64), cast back once.
     """
-    if not (math.isfinite(initial_share) and initial_share <= 1):
-        raise ValueError(f"initial_share must be finite and at most 1, got {initial_share}")
+    _check_share(initial_share)
     check_same(initial, aligned)
     return {name: _average_one(initial[name], end, initial_share) for name, end in aligned.items()}
+
+
+def _check_share(initial_share: float) -> None:
+    check_fraction("initial_share", initial_share, beyond=BEYOND)
 
 
 def _average_one(initial: Tensor, aligned: Tensor, share: float) -> Tensor:
@@ -67,8 +71,7 @@ class Averaging(Method):
     initial_share: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.initial_share <= 1:
-            raise ValueError(f"initial_share must be in [0, 1], got {self.initial_share}")
+        _check_share(self.initial_share)
 
     def after(self, initial: Weights, aligned: Weights) -> dict[str, Tensor]:
         return average(initial, aligned, initial_share=self.initial_share)

@@ -56,15 +56,28 @@ class Points:
     def put(self, point: Point, readings: Mapping[str, Reading]) -> None:
         """Adds a point, or more splits of one that is there, with what was measured on each split."""
         name = point["name"]
-        if name not in self.names():
-            self.points.append({"validation": None, "test": None, **point})
-        stored = self.get(name) | {key: value for key, value in point.items() if value is not None}
+        stored = self._stored(point)
         for split, reading in readings.items():
             stored[split] = split_values(reading)
             self.scores |= {f"{name}/{split}/{key}": scores for key, scores in reading.scores.items()}
         if "validation" in readings:
             self.texts[name] = [dict(text) for text in readings["validation"].texts[:TEXTS]]
         self.points[self.names().index(name)] = stored
+
+    def put_alike(self, point: Point, other: str, split: str) -> None:
+        """Adds a point, or one more split of one that is there, which is the same model as another, measured point."""
+        name, known = point["name"], f"{other}/{split}/"
+        stored = self._stored(point) | {split: self.get(other)[split]}
+        self.scores |= {f"{name}/{split}/{k[len(known) :]}": v for k, v in self.scores.items() if k.startswith(known)}
+        if split == "validation":
+            self.texts[name] = self.texts[other]
+        self.points[self.names().index(name)] = stored
+
+    def _stored(self, point: Point) -> Point:
+        """The point as it stands, with what is given of it; it takes its place among the points."""
+        if point["name"] not in self.names():
+            self.points.append({"validation": None, "test": None, **point})
+        return self.get(point["name"]) | {key: value for key, value in point.items() if value is not None}
 
     def drop_from(self, step: int, phase: str | None) -> None:
         """Drops what an interrupted run measured at this moment or later: it is about to be measured again."""

@@ -33,15 +33,28 @@ def make_variants(bench: Bench, store: Store, run: RunPlan, points: Points, repo
         if name in points.names():
             continue
         reporter.stage(name)
-        point = {**points.get(source), "name": name, "variant": variant(after, of), "weights": None, "test": None}
-        model = _variant_model(bench, store, run, points.get(source), after)
-        measure_point(bench, points, point, model, SPLITS[:1])
+        nothing = {"weights": None, "validation": None, "test": None}
+        point = {**points.get(source), "name": name, "variant": variant(after, of), **nothing}
+        if alike := _alike(bench, run, points, name, "validation"):
+            points.put_alike(point, alike, "validation")
+        else:
+            model = _variant_model(bench, store, run, points.get(source), after)
+            measure_point(bench, points, point, model, SPLITS[:1])
         points.save_progress(store.run(run.key))
 
 
 def wanted_variants(bench: Bench, run: RunPlan, points: Points) -> list[tuple[Chain, str, str]]:
     """(methods, kind of kept checkpoint, that checkpoint's point) of every variant that the arms want of a run."""
     return [(after, of, points.kept(of)) for after in run.variants for of in bench.spec.keep if of != "all"]
+
+
+def _alike(bench: Bench, run: RunPlan, points: Points, name: str, split: Split) -> str | None:
+    """A variant that is the same model, measured already: where the best checkpoint is the last, two kinds name it."""
+    made_of = {variant_name(after, of): (after, source) for after, of, source in wanted_variants(bench, run, points)}
+    if name not in made_of:
+        return None
+    same = [other for other in made_of if made_of[other] == made_of[name] and other in points.names()]
+    return next((other for other in same if points.get(other)[split] is not None), None)
 
 
 @torch.no_grad()
@@ -86,7 +99,10 @@ def measure_test(bench: Bench, store: Store, run: RunPlan, names: Iterable[str],
                     save_model(model, bench.tokenizer, directory / point["weights"])
             else:
                 model = _load(bench, store, run, point)
-            measure_point(bench, points, point, model, ["test"])
+            if alike := _alike(bench, run, points, name, "test"):
+                points.put_alike(point, alike, "test")
+            else:
+                measure_point(bench, points, point, model, ["test"])
         points.save(directory, {key: value for key, value in result.items() if key not in ("points", "notes")})
         listen(Event("tested", run.key))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,10 +9,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from ..callbacks._state import COUNT, Check, check_state
 from ..errors import StoreError, Unsupported
-from ..method import Between, Context, Method
+from ..method import Between, Method
 from ..weights import trainable
-from .algorithms import ALGORITHMS
+from .host import (
+    backend,
+    check_method,
+    check_model,
+    check_settings,
+    check_trainer,
+    policy,
+    samples_waiting,
+    warn_low_precision,
+)
 from .in_step import InStep, acts_in_step
 from .state import read_state, write_state
 
@@ -21,8 +30,12 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 FOLDER = "untaxed"  # inside the trainer's own checkpoint-N
-HOSTED = {"loss", "gradient", "update", "displacement", "between"}
-BACKENDS = {"plain", "ddp", "fsdp2"}
+STATE: Mapping[str, tuple[str, Check]] = {
+    "methods": ("a list", lambda value: isinstance(value, list)),
+    "steps_since_reset": COUNT,
+    "policy": COUNT,
+    "states": ("a list", lambda value: isinstance(value, list)),
+}
 
 
 class Observer(Protocol):
@@ -43,7 +56,8 @@ def attach(trainer: Trainer, *methods: Method) -> Attached:
     Returns:
         What was attached; `detach()` takes it off again.
     Raises:
-        Unsupported: A method cannot work with this trainer; the message says why and what to do instead.
+        Unsupported: A method cannot work with this trainer, would do nothing there, or is attached already; the message
+            says why and what to do instead. What may have changed by then is checked again when training begins.
     Example:
         ::
 
@@ -51,15 +65,18 @@ def attach(trainer: Trainer, *methods: Method) -> Attached:
             attach(trainer, ElasticReset(decay=0.995, reset_every=260))
             trainer.train()
     """
-    if trainer.state.global_step or trainer.is_in_train:
-        raise Unsupported("attach comes before train(); build a new trainer, or attach and resume from a checkpoint")
-    context = _context(trainer)
+    check_trainer(trainer)
+    attached = _existing(trainer)
+    joined = attached.methods if attached else ()
     for method in methods:
-        _check(trainer, method, context)
-    attached = _existing(trainer) or Attached(trainer)
-    attached.methods += methods
+        check_method(trainer, method)
+        if any(method.name == one.name and method.settings() == one.settings() for one in joined):
+            raise Unsupported(f"{method.name} with these settings is attached already and would act twice a step")
+        joined += (method,)
+    attached = attached or Attached(trainer)
+    attached.methods = joined
     attached.in_step.host([method for method in attached.methods if acts_in_step(method)])
-    _warn_low_precision(trainer, methods)
+    warn_low_precision(trainer, methods)
     return attached
 
 
@@ -96,7 +113,13 @@ class Attached:
         }
 
     def detach(self) -> None:
-        """Takes the methods off the trainer; its weights stay as they are."""
+        """Takes the methods off the trainer; its weights stay as they are.
+
+        Raises:
+            Unsupported: They are off already.
+        """
+        if self._hooks not in self._trainer.callback_handler.callbacks:
+            raise Unsupported("these methods are detached already; attach(trainer, …) joins methods again")
         self._trainer.remove_callback(self._hooks)
         self.in_step.release()
         self.methods, self._live = (), []
@@ -114,11 +137,18 @@ class Attached:
         """Takes up a saved state; before `train()` it is kept until the policy is there.
 
         Raises:
-            StoreError: The state was saved with other methods or settings.
+            StoreError: It is no saved state, or was saved with other methods or settings.
         """
+        check_state(state, STATE, of="Attached")
         ours = [{"name": method.name, **method.settings()} for method in self.methods]
         if state["methods"] != ours:
             raise StoreError(f"the saved state belongs to the methods {state['methods']}, attached are {ours}")
+        live = sum("between" in method.acts for method in self.methods)
+        if len(state["states"]) != live:
+            raise StoreError(
+                f"the saved state holds the states of {len(state['states'])} methods, {live} act here; "
+                "give one that was saved after training began"
+            )
         self._loaded = state
         if self._live:
             self._take_up()
@@ -128,8 +158,12 @@ class Attached:
         rank, world = self._trainer.args.process_index, self._trainer.args.world_size
         self.load_state_dict(read_state(Path(directory) / FOLDER, rank=rank, world=world))
 
-    def begin(self, model: nn.Module, step: int) -> None:
+    def begin(self, model: nn.Module, step: int, max_steps: int) -> None:
         """Binds the methods to the policy; called when training begins, after sharding and loading."""
+        for method in self.methods:
+            check_settings(self._trainer, method, max_steps=max_steps)
+        if self.methods:
+            check_model(self._trainer)
         between = [method for method in self.methods if "between" in method.acts]
         if step and between and self._loaded is None:
             self.load_checkpoint(Path(str(self._trainer.args.output_dir)) / f"checkpoint-{step}")
@@ -179,78 +213,11 @@ class Attached:
         self.steps_since_reset = state["steps_since_reset"]
 
 
-def policy(trainer: Trainer) -> nn.Module:
-    """The model that is being trained."""
-    assert isinstance(trainer.model, nn.Module)
-    return trainer.model
-
-
-def backend(trainer: Trainer) -> str:
-    """How the trainer's weights lie in memory: plain, ddp, fsdp2, fsdp1, deepspeed or sharded_at_load."""
-    if trainer.is_deepspeed_enabled:
-        return "deepspeed"
-    if trainer.is_fsdp_enabled or getattr(trainer, "is_fsdp_xla_enabled", False):
-        return "fsdp2" if trainer.accelerator.is_fsdp2 else "fsdp1"
-    if getattr(trainer, "is_distributed_loading_by_transformers", False):
-        return "sharded_at_load"
-    return "ddp" if trainer.args.world_size > 1 else "plain"
-
-
-def samples_waiting(trainer: Trainer) -> bool:
-    """True while completions that the present or an older policy sampled have yet to be learned from (rloo, grpo)."""
-    args: Any = trainer.args
-    if not hasattr(args, "steps_per_generation"):
-        return False
-    taken = trainer._step  # type: ignore[attr-defined]  # micro-batches since the (re)start, TRL's own count
-    return bool(taken % (args.steps_per_generation * args.num_iterations))
-
-
-def _context(trainer: Trainer) -> Context:
-    names = {row.trainer: row.name for row in reversed(ALGORITHMS.values())}
-    kind = type(trainer).__name__
-    return Context(
-        algorithm=names.get(kind, kind.removesuffix("Trainer").lower() or "sft"),
-        max_steps=trainer.args.max_steps if trainer.args.max_steps > 0 else None,
-        backend=backend(trainer),
-        lora=hasattr(trainer.model, "peft_config"),
-    )
-
-
-def _check(trainer: Trainer, method: Method, context: Context) -> None:
-    if "after" in method.acts:
-        raise Unsupported(f"{method.name} acts after training: use its function on the saved weights, or a study")
-    if foreign := sorted(method.acts - HOSTED):
-        raise Unsupported(f"{method.name} acts at {', '.join(foreign)}, which attach does not offer")
-    if "between" in method.acts and context.backend not in BACKENDS:
-        raise Unsupported(
-            f"{method.name} cannot act under {context.backend}: the policy's tensors are not whole or not in place "
-            "there; use FSDP2, or a method that acts after training on the saved checkpoint"
-        )
-    method.check(context)
-    for key, value in method.arguments().items():
-        if getattr(trainer.args, key, None) != value:
-            raise Unsupported(
-                f"{method.name} is an argument of the algorithm itself: build the trainer with {key}={value}"
-            )
-
-
 def _existing(trainer: Trainer) -> Attached | None:
     from .hooks import Hooks
 
     found = [hook.attached for hook in trainer.callback_handler.callbacks if isinstance(hook, Hooks)]
     return found[0] if found else None
-
-
-def _warn_low_precision(trainer: Trainer, methods: tuple[Method, ...]) -> None:
-    if backend(trainer) == "fsdp2" and trainer.args.bf16:
-        return  # accelerate widens them when it shards
-    narrow = {str(tensor.dtype) for tensor in trainable(policy(trainer)).values() if tensor.dtype.itemsize < 4}
-    if narrow and methods:
-        warnings.warn(
-            f"the trainable weights are {', '.join(sorted(narrow))} without a float32 master: updates of lr 1e-6 are "
-            "mostly lost in rounding; load the model with dtype=torch.float32 and train with bf16=True",
-            stacklevel=3,
-        )
 
 
 def _checksum(model: nn.Module) -> int:

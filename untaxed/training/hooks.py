@@ -20,7 +20,7 @@ class Hooks(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.attached.begin(kwargs["model"], state.global_step)
+        self.attached.begin(kwargs["model"], state.global_step, state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.attached.end_step(state.global_step, last=state.global_step >= state.max_steps)

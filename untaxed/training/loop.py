@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,8 @@ from ..checkpoints import disk_is_full, no_bars, no_space
 from ..errors import RunFailed
 from ..measuring import undisturbed
 from ..weights import trainable
-from .attached import Attached, attach, policy
+from .attached import Attached, attach
+from .host import policy
 from .memory import PeakMemory
 
 if TYPE_CHECKING:
@@ -94,7 +96,13 @@ def train(
     attached.observer = watch
     trainer.add_callback(recorder)
     try:
-        with PeakMemory(trainer.args.device) as peak, _finite_loss(trainer), no_bars(), warnings.catch_warnings():
+        with (
+            PeakMemory(trainer.args.device) as peak,
+            _finite_loss(trainer),
+            _asked_once(),
+            no_bars(),
+            warnings.catch_warnings(),
+        ):
             # trl 1.16 on transformers 5.23: a renamed attribute, read at every generation and reference pass
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             watch.start(recorder.earlier_seconds)
@@ -183,3 +191,22 @@ def _finite_loss(trainer: Trainer) -> Iterator[None]:
             trainer.training_step = inner  # type: ignore[method-assign]
         else:
             del trainer.training_step
+
+
+@contextmanager
+def _asked_once() -> Iterator[None]:
+    """TRL asks at every step whether the policy is an adapter's, and accelerate parses peft's metadata each time.
+
+    That is a twentieth of a small model's step. What is installed does not change while a run trains.
+    """
+    from accelerate.utils import modeling
+
+    inner = getattr(modeling, "is_peft_available", None)
+    if inner is None:  # another version's matter
+        yield
+        return
+    modeling.is_peft_available = cache(inner)
+    try:
+        yield
+    finally:
+        modeling.is_peft_available = inner

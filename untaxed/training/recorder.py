@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..checkpoints import flush
 from ..errors import StoreError, Unsupported
-from .attached import samples_waiting
+from .host import samples_waiting
 from .memory import resident_peak
 
 if TYPE_CHECKING:

@@ -54,7 +54,7 @@ def read_state(directory: Path, *, rank: int, world: int) -> dict[str, Any]:
             for key in file.keys():  # noqa: SIM118  (not a mapping)
                 number, group, name = key.split("/", 2)
                 state["states"][int(number)][group][name] = file.get_tensor(key)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} is damaged: {error}") from error
     return state
 

@@ -16,9 +16,9 @@ from ..errors import DataError, RunFailed, SpecError, require
 from ..method import Context, Method
 from .algorithms import Algorithm, algorithm
 from .arguments import check_arguments, to_config
-from .attached import policy
 from .data import as_reward_function, check_preferences, check_prompts, take_apart
 from .defaults import LARGE, machine_defaults, no_telemetry
+from .host import policy
 from .task import Task
 
 if TYPE_CHECKING:
