@@ -15,7 +15,7 @@ from torch import Tensor
 from ..sparsify import keep_below, kept_count
 from ..weights import local
 from ._adam import coefficients, proposed_update, update_moments
-from ._kernel import CONSENSUS, EVERYTHING, Kernel, Magnitude, Piece, Reference, Rule
+from ._kernel import CONSENSUS, EVERYTHING, Found, Kernel, Magnitude, Piece, Reference, Rule
 from ._merge import Merging, Place, delta_key, push_weight, update_key
 
 SAMPLE = 1 << 15  # entries looked at to guess between which magnitudes the threshold lies
@@ -80,26 +80,27 @@ def step_random(kernel: Kernel, items: Sequence[Item], references: Sequence[Refe
 def step_magnitude(kernel: Kernel, item: Item, reference: Reference) -> bool:
     """One step of one parameter whose largest updates (or momenta) are kept; False where its gradient is not finite.
 
-    The first pass updates the moments, counts what surely is kept and collects what may be; the threshold is found
-    among those; the second pass moves the weights.
+    The first pass updates the moments, finds what surely is kept and what may be; the threshold is found among the
+    latter; the second pass moves the weights.
     """
     rule = rule_of(item, bool(reference.index))
     count = kept_count(item.weights.numel(), item.merging.density)
-    low, high = _bracket(item, count)
-    found = _candidates(kernel, item, rule, low, high, item.gradient)
-    if found.faults:
+    finds = _find(kernel, item, rule, *_bracket(item, count), item.gradient)
+    if any(find.found.faults for find in finds.values()):
         return False
-    if not 1 <= count - found.above <= found.order.size:
-        found = _candidates(kernel, item, rule, 0, TOP, None)
-    chosen = _threshold(kernel, item, rule, count - found.above, found)
+    missing = count - sum(find.found.above_count for find in finds.values())
+    if not 1 <= missing <= sum(find.order.size for find in finds.values()):
+        finds, missing = _find(kernel, item, rule, 0, TOP, None), count
+    chosen = _threshold(kernel, item, rule, missing, list(finds.values()))
 
     def work(piece: Piece) -> int:
         _, start, end = piece
-        kernel.library.step_magnitude(
+        kernel.library.step_found(
             *_pointers(item.weights, *item.moments),
             *_longs(item.weights.numel(), start, end, item.place.offset),
             ctypes.byref(rule),
             ctypes.byref(chosen),
+            ctypes.byref(finds[start].found),
             ctypes.byref(reference),
         )
         return 0
@@ -154,32 +155,32 @@ def rule_of(item: Item, has_reference: bool) -> Rule:
     )
 
 
-class Candidates(NamedTuple):
-    """Entries among which the threshold lies.
+class Find(NamedTuple):
+    """What the first pass found in one piece of a tensor.
 
     Attributes:
-        above: How many entries are larger than all of them.
+        found: The lists as the kernel reads them again, and their lengths.
+        places: Where the entries between the two guesses stand in the local range.
         order: The bits of their magnitudes, which are in the order of these.
-        places: Where they stand in the local range.
-        faults: Spans whose gradient is not finite.
+        kept: The memory behind all lists.
     """
 
-    above: int
-    order: np.ndarray
+    found: Found
     places: np.ndarray
-    faults: int
+    order: np.ndarray
+    kept: np.ndarray
 
 
-def _candidates(kernel: Kernel, item: Item, rule: Rule, low: int, high: int, gradient: Tensor | None) -> Candidates:
-    """Takes the gradient, if any, into the moments, and finds the entries from ``low`` to ``high``."""
-    buffers: dict[int, tuple[np.ndarray, ctypes.Array]] = {}
+def _find(kernel: Kernel, item: Item, rule: Rule, low: int, high: int, gradient: Tensor | None) -> dict[int, Find]:
+    """Takes the gradient, if any, into the moments, and lists the entries from ``low`` on, piece by piece."""
+    finds: dict[int, Find] = {}
 
     def work(piece: Piece) -> int:
         _, start, end = piece
-        found, counts = np.empty((2, end - start), dtype=np.uint32), (ctypes.c_int64 * 2)()
-        buffers[start] = found, counts
+        memory = np.empty((3, end - start), dtype=np.uint32)  # the system gives pages where they are written
+        found = Found(*(row.ctypes.data for row in memory))
         weights, first, second = _pointers(item.weights, *item.moments)
-        return kernel.library.moments_and_candidates(
+        kernel.library.moments_and_found(
             weights,
             None if gradient is None else ctypes.c_void_p(gradient.data_ptr()),
             first,
@@ -189,25 +190,24 @@ def _candidates(kernel: Kernel, item: Item, rule: Rule, low: int, high: int, gra
             ctypes.c_int32(item.merging.sparsify == "momentum"),
             ctypes.c_uint32(low),
             ctypes.c_uint32(high),
-            ctypes.c_void_p(found[0].ctypes.data),
-            ctypes.c_void_p(found[1].ctypes.data),
-            counts,
+            ctypes.byref(found),
         )
+        _, places, order = memory[:, : found.between_count]
+        finds[start] = Find(found, places, order, memory)
+        return 0
 
-    results = kernel.over([item.weights.numel()], work)
-    order, places = np.concatenate([buffers[piece[1]][0][:, :written] for piece, written in results], axis=1)
-    counts = [buffers[piece[1]][1] for piece, _ in results]
-    return Candidates(sum(c[0] for c in counts), order, places, sum(c[1] for c in counts))
+    kernel.over([item.weights.numel()], work)
+    return finds
 
 
-def _threshold(kernel: Kernel, item: Item, rule: Rule, count: int, found: Candidates) -> Magnitude:
-    """The ``count``-th largest candidate; where several are equal to it, the random bits from which they are kept."""
-    limit = _largest(found.order, count)
-    missing = count - int((found.order > limit).sum())
-    ties = found.places[found.order == limit]
-    momentum = item.merging.sparsify == "momentum"
-    if missing == ties.size or (limit == 0 and not momentum):  # an update of 0 may be kept or not
-        return Magnitude(limit=limit, choice=0, momentum=momentum)
+def _threshold(kernel: Kernel, item: Item, rule: Rule, count: int, finds: Sequence[Find]) -> Magnitude:
+    """The ``count``-th largest of the entries between, and the random bits from which its equals are kept."""
+    order = np.concatenate([find.order for find in finds])
+    limit = _largest(order, count)
+    missing = count - int((order > limit).sum())
+    ties = np.concatenate([find.places[find.order == limit] for find in finds])
+    if missing == ties.size or (limit == 0 and item.merging.sparsify != "momentum"):  # 0 may be kept or not
+        return Magnitude(limit=limit, choice=0)
     bits = np.empty_like(ties)
     kernel.library.bits_at(
         ctypes.c_void_p(ties.ctypes.data),
@@ -215,7 +215,7 @@ def _threshold(kernel: Kernel, item: Item, rule: Rule, count: int, found: Candid
         ctypes.c_uint64(rule.key),
         ctypes.c_void_p(bits.ctypes.data),
     )
-    return Magnitude(limit=limit, choice=_largest(bits, missing), momentum=momentum)
+    return Magnitude(limit=limit, choice=_largest(bits, missing))
 
 
 def _largest(values: np.ndarray, count: int) -> int:

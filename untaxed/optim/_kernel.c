@@ -46,7 +46,6 @@ typedef struct {
 /* Which entries a choice by magnitude keeps: order above limit, or equal to it with random bits from choice on. */
 typedef struct {
     uint32_t limit, choice;
-    int32_t momentum; /* 1: ordered by the first moment */
 } Magnitude;
 
 static inline uint64_t mix(uint64_t word) {
@@ -373,41 +372,73 @@ int64_t step_random(float *p, const float *g, float *m, float *v, int64_t n, int
     return faults;
 }
 
-/* Updates the moments and finds what the k-th magnitude needs: how many lie above `high`, and all from `low` to it.
- * Returns how many candidates were written, with their places in the local range; counts[0]: entries above, counts[1]:
- * spans whose gradient is not finite. */
-int64_t moments_and_candidates(const float *p, const float *g, float *m, float *v, int64_t from, int64_t to, int64_t start,
-                               const Rule *rule, int32_t momentum, uint32_t low, uint32_t high, uint32_t *candidates,
-                               uint32_t *places, int64_t *counts) {
-    _Alignas(64) uint32_t order[CHUNK];
-    _Alignas(64) uint8_t flags[CHUNK];
-    int64_t written = 0;
-    counts[0] = counts[1] = 0;
+/* Flags the entries whose magnitude may be `low` or more: without a division, and so with a margin for its rounding. */
+static void may_reach(uint8_t *restrict flags, const float *restrict p, const float *restrict m, const float *restrict v,
+                      int count, const Rule *rule, int momentum, uint32_t low) {
     const Rule own = *rule;
-    for (int64_t i = from; i < to;) {
-        Span span = next_span(start, i, to);
-        const float *restrict pi = p + i;
-        float *restrict mi = m + i, *restrict vi = v + i;
-        if (g && !all_finite(g + i, span.count)) counts[1]++;
-        else if (g) moments(g + i, mi, vi, span.count, &own);
-        if (momentum) for (int j = 0; j < span.count; j++) order[j] = order_of(mi[j]);
-        else for (int j = 0; j < span.count; j++) order[j] = order_of(proposed(pi[j], mi[j], vi[j], &own));
-        uint32_t above = 0;
-        for (int j = 0; j < span.count; j++) above += order[j] > high;
-        for (int j = 0; j < span.count; j++) flags[j] = order[j] >= low && order[j] <= high;
-        counts[0] += above;
-        for (int word = 0; word < span.count; word += 8) {
-            uint64_t eight = 0;
-            memcpy(&eight, flags + word, span.count - word < 8 ? (size_t)(span.count - word) : 8);
-            for (; eight; eight &= eight - 1) {
-                const int j = word + (__builtin_ctzll(eight) >> 3);
-                candidates[written] = order[j];
-                places[written++] = (uint32_t)(i + j);
-            }
+    const float scale = 1.0f / own.root2;
+    float bound;
+    memcpy(&bound, &low, 4);
+    bound *= 0.99999f;
+    if (momentum)
+        for (int j = 0; j < count; j++) flags[j] = order_of(m[j]) >= low;
+    else if (own.box)
+        for (int j = 0; j < count; j++) {
+            float root = sqrtf(v[j] + own.eps);
+            flags[j] = fabsf(own.decay * p[j] * root + own.step_size * m[j]) >= bound * root;
         }
+    else
+        for (int j = 0; j < count; j++) {
+            float root = sqrtf(v[j]) * scale + own.eps;
+            flags[j] = fabsf(own.decay * p[j] * root + own.step_size * m[j]) >= bound * root;
+        }
+}
+
+/* What the first pass finds in one range: places of the entries above `high`, and places and order of those between. */
+typedef struct {
+    uint32_t *above, *between, *order;
+    int64_t above_count, between_count, faults;
+} Found;
+
+static void sort_out(Found *found, const Kept *kept, const float *p, const float *m, const float *v, const Rule *rule,
+                     int momentum, uint32_t low, uint32_t high) {
+    _Alignas(64) float weights[CHUNK], first[CHUNK], second[CHUNK];
+    uint32_t order[CHUNK];
+    const Rule own = *rule;
+    for (int k = 0; k < kept->count; k++) {
+        const int64_t i = kept->from + kept->place[k];
+        weights[k] = p[i];
+        first[k] = m[i];
+        second[k] = v[i];
+    }
+    if (momentum) for (int k = 0; k < kept->count; k++) order[k] = order_of(first[k]);
+    else for (int k = 0; k < kept->count; k++) order[k] = order_of(proposed(weights[k], first[k], second[k], &own));
+    for (int k = 0; k < kept->count; k++) {
+        const uint32_t place = (uint32_t)(kept->from + kept->place[k]);
+        if (order[k] > high) {
+            found->above[found->above_count++] = place;
+        } else if (order[k] >= low) {
+            found->between[found->between_count] = place;
+            found->order[found->between_count++] = order[k];
+        }
+    }
+}
+
+/* Updates the moments (unless `g` is null) and finds what the k-th magnitude needs. */
+void moments_and_found(const float *p, const float *g, float *m, float *v, int64_t from, int64_t to, int64_t start,
+                       const Rule *rule, int32_t momentum, uint32_t low, uint32_t high, Found *found) {
+    _Alignas(64) uint8_t flags[CHUNK];
+    const Reference none = {0, 0, 0, 0, 0, 0, 0};
+    Kept kept;
+    for (int64_t i = from; i < to;) {
+        const Span span = next_span(start, i, to);
+        if (g && !all_finite(g + i, span.count)) found->faults++;
+        else if (g) moments(g + i, m + i, v + i, span.count, rule);
+        may_reach(flags, p + i, m + i, v + i, span.count, rule, momentum, low);
+        collect(&kept, p, i, flags, 0, span.count, &none);
+        sort_out(found, &kept, p, m, v, rule, momentum, low, high);
         i += span.count;
     }
-    return written;
 }
 
 /* Random bits of the entries at these places of a local range, for the choice among ties. */
@@ -418,45 +449,41 @@ void bits_at(const uint32_t *places, int64_t count, int64_t start, uint64_t key,
     }
 }
 
-/* The second pass of a choice by magnitude; the moments are those of this step already. */
-void step_magnitude(float *p, const float *m, const float *v, int64_t n, int64_t from, int64_t to, int64_t start,
-                    const Rule *rule, const Magnitude *magnitude, const Reference *reference) {
+/* The second pass of a choice by magnitude: moves what the first one found and `magnitude` chose among. */
+void step_found(float *p, const float *m, const float *v, int64_t n, int64_t from, int64_t to, int64_t start,
+                const Rule *rule, const Magnitude *magnitude, const Found *found, const Reference *reference) {
     _Alignas(64) uint8_t flags[CHUNK];
     _Alignas(64) float values[CHUNK];
-    _Alignas(64) uint32_t order[CHUNK];
-    int64_t at = first_listed(reference, from);
+    _Alignas(64) uint32_t chosen[CHUNK];
+    int64_t at = first_listed(reference, from), above = 0, between = 0;
     const int many = keeps_many(n, rule, reference);
-    const uint32_t limit = magnitude->limit;
-    const Rule own = *rule;
     Kept kept[DEPTH];
     for (int k = 0; k < DEPTH; k++) kept[k].count = 0;
     int turn = 0;
     for (int64_t i = from; i < to;) {
         const Span span = next_span(start, i, to);
-        const Next next = next_of(p, 0, m, v, i, to, 1, reference);
-        const float *restrict pi = p + i, *restrict mi = m + i, *restrict vi = v + i;
-        if (magnitude->momentum) for (int j = 0; j < span.count; j++) order[j] = order_of(mi[j]);
-        else for (int j = 0; j < span.count; j++) order[j] = order_of(proposed(pi[j], mi[j], vi[j], &own));
-        uint32_t ties = 0;
-        for (int j = 0; j < span.count; j++) ties += order[j] == limit;
-        if (ties) {
-            const uint64_t word = mix(own.key + (uint64_t)span.block * GOLDEN);
-            for (int j = 0; j < span.count; j++)
-                order[j] = order[j] > limit ||
-                           (order[j] == limit && bits_of(word, (uint32_t)(span.place + j)) >= magnitude->choice);
-        } else {
-            for (int j = 0; j < span.count; j++) order[j] = order[j] > limit;
+        const Next next = next_of(p, 0, m, v, i, to, many, reference);
+        const uint64_t word = mix(rule->key + (uint64_t)span.block * GOLDEN);
+        memset(flags, 0, (size_t)span.count);
+        for (; above < found->above_count && found->above[above] < i + span.count; above++)
+            flags[found->above[above] - i] = UPDATE;
+        for (; between < found->between_count && found->between[between] < i + span.count; between++) {
+            const int j = (int)(found->between[between] - i);
+            if (found->order[between] > magnitude->limit ||
+                (found->order[between] == magnitude->limit &&
+                 bits_of(word, (uint32_t)(span.place + j)) >= magnitude->choice))
+                flags[j] = UPDATE;
         }
         if (many) {
+            for (int j = 0; j < span.count; j++) chosen[j] = flags[j];
             at = gather(values, flags, i, span, at, reference);
-            apply_many(p + i, m + i, v + i, values, order, span, rule, 0, &next);
+            apply_many(p + i, m + i, v + i, values, chosen, span, rule, 0, &next);
         } else {
-            for (int j = 0; j < span.count; j++) flags[j] = order[j] ? UPDATE : 0;
-            for (int from_group = 0; from_group < span.count; from_group += GROUP) fetch(&next, from_group);
+            for (int group = 0; group < span.count; group += GROUP) fetch(&next, group);
             if (reference->index) at = flag_listed(flags, values, i, span.count, at, reference);
             apply_kept(&kept[turn], p, m, v, rule, reference);
             collect(&kept[turn], p, i, flags, values, span.count, reference);
-                turn = (turn + 1) % DEPTH;
+            turn = (turn + 1) % DEPTH;
         }
         i += span.count;
     }

@@ -25,7 +25,7 @@ EVERYTHING = 1 << 32
 CONSENSUS = {"sum": 0, "sign": 1, "sign_unweighted": 2}
 # one IEEE operation at a time, as the eager form has them; no fast-math
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-SMALL = 1 << 16  # entries below which threads cost more than they bring
+BATCH = 128 * BLOCK  # entries that a thread takes at once: enough for the work to outweigh the taking
 
 Float, Int, Word, Pointer = ctypes.c_float, ctypes.c_int32, ctypes.c_uint64, ctypes.c_void_p
 Long = ctypes.c_int64
@@ -83,7 +83,20 @@ class Reference(ctypes.Structure):
 class Magnitude(ctypes.Structure):
     """As in the C file."""
 
-    _fields_ = (("limit", ctypes.c_uint32), ("choice", ctypes.c_uint32), ("momentum", Int))
+    _fields_ = (("limit", ctypes.c_uint32), ("choice", ctypes.c_uint32))
+
+
+class Found(ctypes.Structure):
+    """As in the C file."""
+
+    _fields_ = (
+        ("above", Pointer),
+        ("between", Pointer),
+        ("order", Pointer),
+        ("above_count", Long),
+        ("between_count", Long),
+        ("faults", Long),
+    )
 
 
 Piece = tuple[int, int, int]  # a tensor's number, first entry, entry behind the last
@@ -94,39 +107,44 @@ class Kernel:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
-        for name in ("step_random", "moments_and_candidates", "is_finite"):
-            getattr(library, name).restype = Long
-        library.step_magnitude.restype = library.bits_at.restype = None
+        library.step_random.restype = library.is_finite.restype = Long
+        for name in ("moments_and_found", "step_found", "bits_at"):
+            getattr(library, name).restype = None
         assert library.rule_size() == ctypes.sizeof(Rule)
 
     def over(self, sizes: Sequence[int], work: Callable[[Piece], int]) -> list[tuple[Piece, int]]:
-        """Calls ``work`` on pieces that cover tensors of these sizes; pieces begin at multiples of a block."""
-        threads = torch.get_num_threads()
-        if threads == 1 or sum(sizes) < SMALL:
-            whole = [(number, 0, size) for number, size in enumerate(sizes)]
-            return [(piece, work(piece)) for piece in whole]
-        hands = shared_out(sizes, threads)
-        done = _pool(threads).map(lambda pieces: [(piece, work(piece)) for piece in pieces], hands)
-        return [result for results in done for result in results]
+        """Calls ``work`` on pieces that cover tensors of these sizes, which begin at multiples of a block.
+
+        The calling thread works too, and each takes the next batch when it is done with one: after torch's own parallel
+        regions its threads go on spinning for a while, and whoever shares a core with them is slow.
+        """
+        batches = batched(sizes)
+        left = iter(batches)
+        hands = min(torch.get_num_threads(), len(batches))
+
+        def hand(_: int) -> list[tuple[Piece, int]]:
+            done = []
+            for batch in left:  # one step of a list's iterator is atomic
+                done += [(piece, work(piece)) for piece in batch]
+            return done
+
+        helpers = [_pool(hands - 1).submit(hand, number) for number in range(1, hands)] if hands > 1 else []
+        return hand(0) + [result for helper in helpers for result in helper.result()]
 
 
-def shared_out(sizes: Sequence[int], hands: int) -> list[list[Piece]]:
-    """Cuts tensors of these sizes into one contiguous share a hand, equal to a block."""
-    share = -(-sum(sizes) // hands)
-    share = -(-share // BLOCK) * BLOCK
-    shares: list[list[Piece]] = [[]]
-    room = share
+def batched(sizes: Sequence[int]) -> list[list[Piece]]:
+    """Cuts tensors of these sizes into pieces, and puts small ones together: batches of about `BATCH` entries."""
+    batches: list[list[Piece]] = []
+    room = 0
     for number, size in enumerate(sizes):
-        start = 0
-        while start < size:
-            end = min(size, start + max(BLOCK, room // BLOCK * BLOCK))
-            shares[-1].append((number, start, end))
-            room -= end - start
-            start = end
-            if room <= 0 and len(shares) < hands:
-                shares.append([])
-                room = share
-    return shares
+        for start in range(0, size, BATCH):
+            piece = (number, start, min(size, start + BATCH))
+            if room <= 0:
+                batches.append([])
+                room = BATCH
+            batches[-1].append(piece)
+            room -= piece[2] - piece[1]
+    return batches
 
 
 @cache
