@@ -24,6 +24,7 @@ from tiny import WORDS
 
 from untaxed.callbacks import ElasticReset, ElasticResetState
 from untaxed.checkpoints import load_model, load_tokenizer
+from untaxed.optim import ChildTuning, OnDARE, OnDAREAdamW, Pipeline
 from untaxed.training import attach
 from untaxed.training.state import read_state
 from untaxed.weights import same, trainable
@@ -87,6 +88,28 @@ def trainer(initial: Path, folder: Path, backend: str) -> Trainer:
     return built
 
 
+def merged(initial: Path, folder: Path, backend: str, *, general: bool) -> dict[str, torch.Tensor]:
+    """Trains with OnDARE in the step, as merged AdamW or in a Pipeline; the processes' weights must agree."""
+    ours = trainer(initial, folder, backend)
+    generator = torch.Generator().manual_seed(0)
+    delta = {name: torch.randn(p.shape, generator=generator) for name, p in ours.model.named_parameters()}
+    methods = [ChildTuning(density=0.8)] if general else []
+    attached = attach(ours, *methods, OnDARE(density=0.5, merge_weight=0.01, merge_every=2, delta=delta))
+    ours.train()
+    assert isinstance(attached.in_step.optimizer, Pipeline if general else OnDAREAdamW)
+    assert isinstance(next(ours.model.parameters()), DTensor) == (backend == "fsdp2")
+    return agreed(whole(ours.model))
+
+
+def agreed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights, after a look at whether the first process has the same."""
+    for tensor in weights.values():
+        other = tensor.clone()
+        dist.broadcast(other, src=0)
+        assert torch.equal(other, tensor)
+    return weights
+
+
 def trained(initial: Path, folder: Path, backend: str) -> dict[str, torch.Tensor]:
     """Trains with Elastic Reset attached; returns the final weights, which must agree between processes."""
     ours = trainer(initial, folder, backend)
@@ -102,20 +125,18 @@ def trained(initial: Path, folder: Path, backend: str) -> dict[str, torch.Tensor
     rank = dist.get_rank()
     saved = read_state(folder / backend / "untaxed", rank=rank, world=2)["states"][0]
     assert same(saved["average"], attached.state_dict()["states"][0]["average"])
-    weights = whole(ours.model)
-    for tensor in weights.values():
-        other = tensor.clone()
-        dist.broadcast(other, src=0)
-        assert torch.equal(other, tensor)
-    return weights
+    return agreed(whole(ours.model))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     start, place = Path(sys.argv[1]), Path(sys.argv[2])
-    replicated = trained(start, place, "ddp")
+    replicated = [trained(start, place, "ddp")]
+    replicated += [merged(start, place, "ddp", general=general) for general in (False, True)]
     plain_loop()
-    sharded = trained(start, place, "fsdp2")
-    for name, tensor in replicated.items():
-        torch.testing.assert_close(sharded[name], tensor, rtol=1e-4, atol=1e-5)
+    sharded = [trained(start, place, "fsdp2")]
+    sharded += [merged(start, place, "fsdp2", general=general) for general in (False, True)]
+    for alike, cut in zip(replicated, sharded, strict=True):
+        for name, tensor in alike.items():
+            torch.testing.assert_close(cut[name], tensor, rtol=1e-4, atol=1e-5)
     dist.destroy_process_group()

@@ -183,6 +183,16 @@ def test_resume_is_bit_identical(
     assert same(straight, resumed)
 
 
+def test_autocast_training_merges_into_float32_weights(task: Task, tmp_path: Path) -> None:
+    trainer = dpo(task, tmp_path, bf16=True)
+    attached = attach(trainer, *ready(task, OnDARE(**MERGE)))
+    weights = final(trainer)
+    state = attached.in_step.optimizer.state
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert {each["exp_avg"].dtype for each in state.values()} == {torch.float32}
+    assert not same(weights, final(dpo(task, tmp_path, bf16=True)))
+
+
 def test_detach_gives_the_trainer_its_own_optimizer_back(task: Task, tmp_path: Path) -> None:
     trainer = dpo(task, tmp_path)
     attach(trainer, *ready(task, OnDARE(**MERGE))).detach()

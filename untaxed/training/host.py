@@ -32,7 +32,8 @@ def backend(trainer: Trainer) -> str:
     if trainer.is_deepspeed_enabled:
         return "deepspeed"
     if trainer.is_fsdp_enabled or getattr(trainer, "is_fsdp_xla_enabled", False):
-        return "fsdp2" if trainer.accelerator.is_fsdp2 else "fsdp1"
+        by_rows = any(hasattr(parameter, "placements") for parameter in policy(trainer).parameters())
+        return "fsdp2" if by_rows or trainer.accelerator.is_fsdp2 else "fsdp1"  # once it has sharded, the tensors tell
     if getattr(trainer, "is_distributed_loading_by_transformers", False):
         return "sharded_at_load"
     return "ddp" if trainer.args.world_size > 1 else "plain"
