@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -177,7 +178,7 @@ def _find(kernel: Kernel, item: Item, rule: Rule, low: int, high: int, gradient:
 
     def work(piece: Piece) -> int:
         _, start, end = piece
-        memory = np.empty((3, end - start), dtype=np.uint32)  # the system gives pages where they are written
+        memory = _scratch(3, end - start)
         found = Found(*(row.ctypes.data for row in memory))
         weights, first, second = _pointers(item.weights, *item.moments)
         kernel.library.moments_and_found(
@@ -198,6 +199,11 @@ def _find(kernel: Kernel, item: Item, rule: Rule, low: int, high: int, gradient:
 
     kernel.over([item.weights.numel()], work)
     return finds
+
+
+def _scratch(rows: int, entries: int) -> np.ndarray:
+    """Integers that cost memory only where they are written, and none once they are let go (malloc would keep it)."""
+    return np.frombuffer(mmap.mmap(-1, 4 * rows * entries), dtype=np.uint32).reshape(rows, entries)
 
 
 def _threshold(kernel: Kernel, item: Item, rule: Rule, count: int, finds: Sequence[Find]) -> Magnitude:
