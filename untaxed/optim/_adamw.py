@@ -294,18 +294,14 @@ class MergingAdamW(Optimizer):
 
     def _step_fast(self, items: Sequence[Item]) -> None:
         kernel = _kernel.load()
-        assert kernel is not None or not items
-        at_random = [item for item in items if keeps_all(item.merging) or item.merging.sparsify == "random"]
-        if at_random:
-            assert kernel is not None
-            broken = step_random(kernel, at_random, [self._held.reference(item) for item in at_random])
-            if broken:
-                raise _broken(next(item for item in at_random if item.place.name == broken[0]))
-        for item in items:
-            if not keeps_all(item.merging) and item.merging.sparsify != "random":
+        for step, at_random in ((step_random, True), (step_magnitude, False)):
+            chosen = [
+                item for item in items if (keeps_all(item.merging) or item.merging.sparsify == "random") == at_random
+            ]
+            if chosen:
                 assert kernel is not None
-                if not step_magnitude(kernel, item, self._held.reference(item)):
-                    raise _broken(item)
+                if broken := step(kernel, chosen, [self._held.reference(item) for item in chosen]):
+                    raise _broken(next(item for item in chosen if item.place.name == broken[0]))
 
     def _step_eager(self, item: Item) -> None:
         if not bool(torch.isfinite(item.gradient).all()):

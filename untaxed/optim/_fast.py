@@ -19,7 +19,7 @@ from ._adam import coefficients, proposed_update, update_moments
 from ._kernel import CONSENSUS, EVERYTHING, Found, Kernel, Magnitude, Piece, Reference, Rule
 from ._merge import Merging, Place, delta_key, push_weight, update_key
 
-SAMPLE = 1 << 15  # entries looked at to guess between which magnitudes the threshold lies
+SAMPLE = 1 << 12  # entries looked at to guess between which magnitudes the threshold lies
 SPREAD = 5.0  # standard deviations of the guess: outside once in a million steps, and then all are counted
 TOP = 0x7FFFFFFF  # the order of no finite magnitude
 
@@ -78,36 +78,44 @@ def step_random(kernel: Kernel, items: Sequence[Item], references: Sequence[Refe
     return sorted({items[piece[0]].place.name for piece, count in faults if count})
 
 
-def step_magnitude(kernel: Kernel, item: Item, reference: Reference) -> bool:
-    """One step of one parameter whose largest updates (or momenta) are kept; False where its gradient is not finite.
+def step_magnitude(kernel: Kernel, items: Sequence[Item], references: Sequence[Reference]) -> list[str]:
+    """One step with the largest updates (or momenta) kept; the names of the parameters whose gradients are not finite.
 
     The first pass updates the moments, finds what surely is kept and what may be; the threshold is found among the
-    latter; the second pass moves the weights.
+    latter; the second pass moves the weights. Where the first finds a fault nothing is moved.
     """
-    rule = rule_of(item, bool(reference.index))
-    count = kept_count(item.weights.numel(), item.merging.density)
-    finds = _find(kernel, item, rule, *_bracket(item, count), item.gradient)
-    if any(find.found.faults for find in finds.values()):
-        return False
-    missing = count - sum(find.found.above_count for find in finds.values())
-    if not 1 <= missing <= sum(find.order.size for find in finds.values()):
-        finds, missing = _find(kernel, item, rule, 0, TOP, None), count
-    chosen = _threshold(kernel, item, rule, missing, list(finds.values()))
+    rules = [rule_of(item, bool(reference.index)) for item, reference in zip(items, references)]
+    sizes = [item.weights.numel() for item in items]
+    counts = [kept_count(size, item.merging.density) for item, size in zip(items, sizes)]
+    brackets = [_bracket(item, count) for item, count in zip(items, counts)]
+    finds = _find(kernel, items, rules, brackets, moments=True)
+    if faults := sorted({items[number].place.name for (number, _), find in finds.items() if find.found.faults}):
+        return faults
+    chosen = []
+    for number, item in enumerate(items):
+        own = [find for (of, _), find in finds.items() if of == number]
+        missing = counts[number] - sum(find.found.above_count for find in own)
+        if not 1 <= missing <= sum(find.order.size for find in own):
+            again = _find(kernel, [item], [rules[number]], [(0, TOP)], moments=False)
+            finds.update({(number, start): find for (_, start), find in again.items()})
+            own, missing = list(again.values()), counts[number]
+        chosen.append(_threshold(kernel, item, rules[number], missing, own))
 
     def work(piece: Piece) -> int:
-        _, start, end = piece
+        number, start, end = piece
+        item = items[number]
         kernel.library.step_found(
             *_pointers(item.weights, *item.moments),
-            *_longs(item.weights.numel(), start, end, item.place.offset),
-            ctypes.byref(rule),
-            ctypes.byref(chosen),
-            ctypes.byref(finds[start].found),
-            ctypes.byref(reference),
+            *_longs(sizes[number], start, end, item.place.offset),
+            ctypes.byref(rules[number]),
+            ctypes.byref(chosen[number]),
+            ctypes.byref(finds[number, start].found),
+            ctypes.byref(references[number]),
         )
         return 0
 
-    kernel.over([item.weights.numel()], work)
-    return True
+    kernel.over(sizes, work)
+    return []
 
 
 def all_finite(kernel: Kernel | None, tensors: Sequence[Tensor]) -> list[bool]:
@@ -172,32 +180,35 @@ class Find(NamedTuple):
     kept: np.ndarray
 
 
-def _find(kernel: Kernel, item: Item, rule: Rule, low: int, high: int, gradient: Tensor | None) -> dict[int, Find]:
-    """Takes the gradient, if any, into the moments, and lists the entries from ``low`` on, piece by piece."""
-    finds: dict[int, Find] = {}
+def _find(
+    kernel: Kernel, items: Sequence[Item], rules: Sequence[Rule], brackets: Sequence[tuple[int, int]], *, moments: bool
+) -> dict[tuple[int, int], Find]:
+    """Takes the gradients into the moments, unless that is done, and lists what may be kept: by tensor and start."""
+    finds: dict[tuple[int, int], Find] = {}
 
     def work(piece: Piece) -> int:
-        _, start, end = piece
+        number, start, end = piece
+        item, (low, high) = items[number], brackets[number]
         memory = _scratch(3, end - start)
         found = Found(*(row.ctypes.data for row in memory))
         weights, first, second = _pointers(item.weights, *item.moments)
         kernel.library.moments_and_found(
             weights,
-            None if gradient is None else ctypes.c_void_p(gradient.data_ptr()),
+            ctypes.c_void_p(item.gradient.data_ptr() if moments else None),
             first,
             second,
             *_longs(start, end, item.place.offset),
-            ctypes.byref(rule),
+            ctypes.byref(rules[number]),
             ctypes.c_int32(item.merging.sparsify == "momentum"),
             ctypes.c_uint32(low),
             ctypes.c_uint32(high),
             ctypes.byref(found),
         )
         _, places, order = memory[:, : found.between_count]
-        finds[start] = Find(found, places, order, memory)
+        finds[number, start] = Find(found, places, order, memory)
         return 0
 
-    kernel.over([item.weights.numel()], work)
+    kernel.over([item.weights.numel() for item in items], work)
     return finds
 
 
@@ -244,9 +255,8 @@ def _bracket(item: Item, count: int) -> tuple[int, int]:
     share, n = count / size, order.numel()
     spread = SPREAD * math.sqrt(n * share * (1 - share)) + SPREAD
     lower, upper = math.ceil(n * share + spread), math.floor(n * share - spread)
-    low = 0 if lower > n else int(order.kthvalue(n - lower + 1).values)
-    high = TOP if upper < 1 else int(order.kthvalue(n - upper + 1).values)
-    return low, high
+    ordered = np.sort(order.numpy())
+    return 0 if lower > n else int(ordered[n - lower]), TOP if upper < 1 else int(ordered[n - upper])
 
 
 def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
