@@ -199,8 +199,8 @@ class Pipeline(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
                 if all or parameter.grad is not None:
-                    name = plain_name(name)
-                    yield Live(place_of(name, parameter), parameter, group, self._own.get(name, {}))
+                    place = place_of(name, parameter)
+                    yield Live(place, parameter, group, self._own.get(place.name, {}))
 
     def _functions(self) -> Iterator[Function]:
         return itertools.chain.from_iterable(self._sites.values())

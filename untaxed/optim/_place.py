@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import Unsupported
 from ..weights import local
 from ._merge import Place
+from ._sides import plain_name
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,12 @@ class SumOver:
 def place_of(name: str, parameter: Tensor) -> Place:
     """Which part of a parameter this process holds: all of it, or its rows under FSDP2 (`Shard(0)`, uneven ones too).
 
+    The name loses what wrappers put into it, so that masks do not depend on them.
+
     Raises:
         Unsupported: It is sharded in another way.
     """
+    name = plain_name(name)
     if not hasattr(parameter, "placements"):
         return Place(name)
     from torch.distributed.tensor import DTensor, Shard
