@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -42,6 +43,8 @@ CASES: Cases = {
     "OnTIES density 0.01": (OnTIESAdamW, {"density": 0.01}),
 }
 
+APART, TURNS = 16 * 1009, 64  # entries between the gradients of one turn and the next; turns until they come again
+
 
 def shapes(size: str) -> list[tuple[int, ...]]:
     """One tensor of 20 M entries, or the tensors of a 135 M-parameter Llama (30 layers of 576)."""
@@ -59,9 +62,16 @@ def made(size: str, seed: int, scale: float) -> dict[str, Tensor]:
 
 
 @cache
-def gradients(size: str) -> tuple[dict[str, Tensor], ...]:
-    """Two sets that take turns: with one alone all updates would become equal in size."""
-    return made(size, 1, 1e-3), made(size, 3, 1e-3)
+def pool(size: str) -> Tensor:
+    """Where gradients are taken from."""
+    largest = max(math.prod(shape) for shape in shapes(size))
+    return torch.randn(largest + APART * TURNS, generator=torch.Generator().manual_seed(1)).mul_(1e-3)
+
+
+def gradient(size: str, parameter: Tensor, turn: int) -> Tensor:
+    """Other numbers at every turn: with the same ones again all updates would become equal in size."""
+    start = APART * (turn % TURNS)
+    return pool(size)[start : start + parameter.numel()].view(parameter.shape)
 
 
 def parameters(size: str) -> list[tuple[str, torch.nn.Parameter]]:
@@ -69,10 +79,9 @@ def parameters(size: str) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def give_gradients(optimizer: Any, size: str, turn: int) -> None:
-    named = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    names = (name for group in optimizer.param_groups for name in group["param_names"])
-    for name, parameter in zip(names, named):
-        parameter.grad = gradients(size)[turn % 2][name]
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = gradient(size, parameter, turn)
 
 
 def groups(named: list[tuple[str, torch.nn.Parameter]]) -> list[dict[str, Any]]:
@@ -87,7 +96,7 @@ class AlgorithmBox:
 
     def __init__(self, named: list[tuple[str, torch.nn.Parameter]], delta: dict[str, Tensor], density: float) -> None:
         self.named, self.delta, self.density = named, delta, density
-        self.param_groups = [{"params": [p for _, p in named], "param_names": [name for name, _ in named]}]
+        self.param_groups = [{"params": [p for _, p in named]}]
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in named}
 
     @torch.no_grad()

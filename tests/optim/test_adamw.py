@@ -88,8 +88,9 @@ def test_compiled_and_eager_give_the_same_bits(cls: type) -> None:
 
 @pytest.mark.skipif(not COMPILED, reason="no C compiler")
 @pytest.mark.parametrize("settings", [{}, {"sparsify": "momentum"}, {"merge_weight": 0.0}, {"density": 0.3}])
-def test_compiled_and_eager_agree_where_the_threshold_is_guessed_from_a_sample(settings: dict[str, Any]) -> None:
-    """A tensor large enough for the sample, rounded so that magnitudes are tied in numbers."""
+def test_compiled_and_eager_agree_where_the_threshold_is_guessed(settings: dict[str, Any]) -> None:
+    """A tensor large enough for a sample, rounded so that magnitudes are tied in numbers; steps alike, from which the
+    next is guessed, and steps that make fools of the guesses."""
     found = []
     for how in (contextmanager(lambda: iter([None])), eager):
         generator = torch.Generator().manual_seed(0)
@@ -97,16 +98,21 @@ def test_compiled_and_eager_agree_where_the_threshold_is_guessed_from_a_sample(s
         delta = {"w": torch.randn(700, 450, generator=generator)}
         optimizer = OnTIESAdamW([("w", weight)], lr=1e-3, **({"delta": delta, "merge_weight": 0.1} | settings))
         with how():
-            for _ in range(3):
-                weight.grad = torch.randn(700, 450, generator=generator).round(decimals=1)
+            for scale, lr in ((1, 1e-3),) * 6 + ((300, 1e-3), (0, 1e-3), (1, 1e-5), (1, 0.0), (1, 1e-3), (1, 1e-3)):
+                weight.grad = torch.randn(700, 450, generator=generator).round(decimals=1).mul_(scale)
+                optimizer.param_groups[0]["lr"] = lr
                 optimizer.step()
         found.append(weight)
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_number_of_threads_changes_nothing(threads: int) -> None:
+@pytest.mark.parametrize(("threads", "openmp"), [(1, True), (2, True), (2, False)])
+def test_neither_the_number_of_threads_nor_whose_they_are_changes_anything(
+    threads: int, openmp: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = torch.get_num_threads()
+    if not openmp and COMPILED:
+        monkeypatch.setattr(_kernel.load(), "_parallel", None)
     expected = run(OnDAREAdamW), run(OnTIESAdamW)
     try:
         torch.set_num_threads(threads)

@@ -17,8 +17,9 @@ from ..errors import RunFailed
 from ..weights import local
 from . import _kernel
 from ._adam import KINDS, proposed_update, update_moments
-from ._fast import Item, all_finite, fits, keeps_all, step_magnitude, step_random
+from ._fast import Item, all_finite, fits, keeps_all, step_random
 from ._held import HeldDelta
+from ._largest import Search
 from ._merge import Merging, merged_update, merging_of
 from ._place import any_true, as_placed, place_of
 from ._rounding import Rounding, added
@@ -101,6 +102,7 @@ class MergingAdamW(Optimizer):
         if nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite must be raise or skip, got {nonfinite!r}")
         self._held = HeldDelta(delta)
+        self._search = Search()
         self.nonfinite = nonfinite
         self.skipped = 0
         self._looked = False
@@ -294,7 +296,7 @@ class MergingAdamW(Optimizer):
 
     def _step_fast(self, items: Sequence[Item]) -> None:
         kernel = _kernel.load()
-        for step, at_random in ((step_random, True), (step_magnitude, False)):
+        for step, at_random in ((step_random, True), (self._search.step, False)):
             chosen = [
                 item for item in items if (keeps_all(item.merging) or item.merging.sparsify == "random") == at_random
             ]

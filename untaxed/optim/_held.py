@@ -50,12 +50,12 @@ class HeldDelta:
         """The delta as the kernel reads it at this step."""
         merging, place = item.merging, item.place
         if not push_weight(merging, item.step) or item.group["lr"] == 0:
-            return Reference.none()
+            return Reference()
         assert self.delta is not None
         if keeps_all(merging) or (merging.sparsify == "random" and merging.delta_mask == "fresh"):
             part = slice(place.offset, place.offset + item.weights.numel())
             first, second = self.delta.operands(place.name)
-            return Reference.dense(first[part], None if second is None else second[part])
+            return Reference(first[part], None if second is None else second[part])
         drawn = (merging.sparsify, merging.density, merging.seed)
         held = self._lists.get(place.name)
         if held is None or held[0] != drawn:
@@ -96,7 +96,7 @@ class HeldDelta:
             mask = magnitude_mask(self.dense(item), merging.density, key=key, offset=place.offset)
         index = mask.nonzero().flatten()
         values = self.delta.kept(place.name, index, place.offset)
-        return Reference.listed_entries(index.to(torch.int32), values.contiguous())
+        return Reference(places=index.to(torch.int32), values=values.contiguous())
 
 
 def half_ulp(size: Tensor, dtype: torch.dtype) -> float:

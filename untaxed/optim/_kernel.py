@@ -1,4 +1,4 @@
-"""The one-pass C form of merged AdamW (`_kernel.c`): compiled at first use, run on torch's number of threads.
+"""The one-pass C form of merged AdamW (`kernel/`): compiled at first use, run on torch's number of threads.
 
 It is compiled into a private temporary folder, loaded and removed again (about half a second a process), so that no
 library lies about where somebody could exchange it. Where there is no C compiler `load` gives None.
@@ -12,11 +12,14 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from enum import IntEnum
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,126 +28,151 @@ EVERYTHING = 1 << 32
 CONSENSUS = {"sum": 0, "sign": 1, "sign_unweighted": 2}
 # one IEEE operation at a time, as the eager form has them; no fast-math
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-BATCH = 128 * BLOCK  # entries that a thread takes at once: enough for the work to outweigh the taking
+PART = 32 * BLOCK  # entries that a thread takes at once
 
-Float, Int, Word, Pointer = ctypes.c_float, ctypes.c_int32, ctypes.c_uint64, ctypes.c_void_p
-Long = ctypes.c_int64
-
-
-class Rule(ctypes.Structure):
-    """As in the C file."""
-
-    _fields_ = (
-        *((name, Float) for name in ("rest1", "beta2", "rest2", "step_size", "root2", "eps", "decay")),
-        ("box", Int),
-        *((name, Float) for name in ("weight", "update_weight", "scale", "reference_scale", "clamp")),
-        ("consensus", Int),
-        *((name, Word) for name in ("key", "below", "reference_key", "reference_below")),
-    )
-
-
-class Reference(ctypes.Structure):
-    """As in the C file; `of` keeps the tensors alive as long as their addresses are in use."""
-
-    _fields_ = (
-        ("first", Pointer),
-        ("second", Pointer),
-        ("first_narrow", Int),
-        ("second_narrow", Int),
-        ("index", Pointer),
-        ("value", Pointer),
-        ("listed", Long),
-    )
-
-    @classmethod
-    def none(cls) -> Reference:
-        return cls()
-
-    @classmethod
-    def dense(cls, first: Tensor, second: Tensor | None) -> Reference:
-        """The delta first - second (or first alone), flat and contiguous, float32 or bfloat16."""
-        made = cls(
-            first=first.data_ptr(),
-            second=None if second is None else second.data_ptr(),
-            first_narrow=first.dtype == torch.bfloat16,
-            second_narrow=second is not None and second.dtype == torch.bfloat16,
-        )
-        made.of = (first, second)
-        return made
-
-    @classmethod
-    def listed_entries(cls, index: Tensor, value: Tensor) -> Reference:
-        """Kept entries alone: sorted int32 places, float32 values."""
-        made = cls(index=index.data_ptr(), value=value.data_ptr(), listed=index.numel())
-        made.of = (index, value)
-        return made
+RULE = np.dtype(
+    [
+        *((name, np.float32) for name in ("rest1", "beta2", "rest2", "step_size", "root2", "eps", "decay")),
+        ("box", np.int32),
+        *((name, np.float32) for name in ("weight", "update_weight", "scale", "reference_scale", "clamp")),
+        ("consensus", np.int32),
+        *((name, np.uint64) for name in ("key", "below", "reference_key", "reference_below")),
+    ],
+    align=True,
+)
+REFERENCE = np.dtype(
+    [
+        ("first", np.uintp),
+        ("second", np.uintp),
+        ("first_narrow", np.int32),
+        ("second_narrow", np.int32),
+        ("index", np.uintp),
+        ("value", np.uintp),
+        ("listed", np.int64),
+    ],
+    align=True,
+)
+ITEM = np.dtype(
+    [
+        *((name, np.uintp) for name in ("p", "g", "m", "v")),
+        ("n", np.int64),
+        ("start", np.int64),
+        ("rule", RULE),
+        ("reference", REFERENCE),
+        ("momentum", np.int32),
+        *((name, np.uint32) for name in ("low", "high", "limit", "choice")),
+    ],
+    align=True,
+)
+PIECE = np.dtype(
+    [
+        *((name, np.int64) for name in ("item", "from", "to", "faults", "above", "between")),
+        *((name, np.uintp) for name in ("place", "order")),
+    ]
+)
 
 
-class Magnitude(ctypes.Structure):
-    """As in the C file."""
+class Reference(NamedTuple):
+    """A delta as the kernel reads it: dense, a list of kept entries, or none.
 
-    _fields_ = (("limit", ctypes.c_uint32), ("choice", ctypes.c_uint32))
+    Attributes:
+        first: Flat and contiguous, float32 or bfloat16: the delta, or what `second` is taken from.
+        second: The same, or None.
+        places: Sorted int32 places of the kept entries.
+        values: Theirs, float32.
+    """
+
+    first: Tensor | None = None
+    second: Tensor | None = None
+    places: Tensor | None = None
+    values: Tensor | None = None
+
+    def __bool__(self) -> bool:
+        return self.first is not None or self.places is not None
+
+    @property
+    def fields(self) -> tuple[int, ...]:
+        """As `REFERENCE` has them; the tensors must outlive their use."""
+        narrow = (int(one is not None and one.dtype == torch.bfloat16) for one in (self.first, self.second))
+        listed = 0 if self.places is None else self.places.numel()
+        return address(self.first), address(self.second), *narrow, address(self.places), address(self.values), listed
 
 
-class Found(ctypes.Structure):
-    """As in the C file."""
+class Work(IntEnum):
+    """What the kernel does with a piece."""
 
-    _fields_ = (
-        ("above", Pointer),
-        ("between", Pointer),
-        ("order", Pointer),
-        ("above_count", Long),
-        ("between_count", Long),
-        ("faults", Long),
-    )
-
-
-Piece = tuple[int, int, int]  # a tensor's number, first entry, entry behind the last
+    STEP_RANDOM = 0
+    FIND = 1
+    STEP_LARGE = 2
+    IS_FINITE = 3
 
 
 class Kernel:
-    """The compiled library and the threads that run it (ctypes gives the interpreter's lock away meanwhile)."""
+    """The compiled library, run by the threads of torch's own OpenMP runtime.
+
+    After a parallel region those go on spinning for a while: threads of our own would share the cores with them. Where
+    the runtime is not found ours do the work (ctypes gives the interpreter's lock away meanwhile).
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
-        library.step_random.restype = library.is_finite.restype = Long
-        for name in ("moments_and_found", "step_found", "bits_at"):
-            getattr(library, name).restype = None
-        assert library.rule_size() == ctypes.sizeof(Rule)
+        for size, dtype in ((library.item_size, ITEM), (library.piece_size, PIECE)):
+            size.restype = ctypes.c_int64
+            assert size() == dtype.itemsize
+        library.run.restype = library.bits_at.restype = None
+        self._parallel = openmp()
 
-    def over(self, sizes: Sequence[int], work: Callable[[Piece], int]) -> list[tuple[Piece, int]]:
-        """Calls ``work`` on pieces that cover tensors of these sizes, which begin at multiples of a block.
+    def run(self, work: Work, items: np.ndarray, pieces: np.ndarray) -> None:
+        """Works on pieces (`PIECE`) of items (`ITEM`), and writes into the pieces what it found."""
+        threads = min(torch.get_num_threads(), len(pieces))
+        following = ctypes.c_int64(0)
+        arguments = (
+            ctypes.c_int32(work),
+            ctypes.c_void_p(items.ctypes.data),
+            ctypes.c_void_p(pieces.ctypes.data),
+            ctypes.c_int64(len(pieces)),
+            ctypes.byref(following),
+            ctypes.c_uint32(threads),
+        )
+        if threads > 1 and self._parallel is None:
+            helpers = [_pool(threads - 1).submit(self.library.run, *arguments, None) for _ in range(1, threads)]
+            self.library.run(*arguments, None)
+            for helper in helpers:
+                helper.result()
+        else:
+            self.library.run(*arguments, self._parallel if threads > 1 else None)
 
-        The calling thread works too, and each takes the next batch when it is done with one: after torch's own parallel
-        regions its threads go on spinning for a while, and whoever shares a core with them is slow.
-        """
-        batches = batched(sizes)
-        left = iter(batches)
-        hands = min(torch.get_num_threads(), len(batches))
 
-        def hand(_: int) -> list[tuple[Piece, int]]:
-            done = []
-            for batch in left:  # one step of a list's iterator is atomic
-                done += [(piece, work(piece)) for piece in batch]
-            return done
-
-        helpers = [_pool(hands - 1).submit(hand, number) for number in range(1, hands)] if hands > 1 else []
-        return hand(0) + [result for helper in helpers for result in helper.result()]
+def address(tensor: Tensor | None) -> int:
+    """Where its data lie; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
-def batched(sizes: Sequence[int]) -> list[list[Piece]]:
-    """Cuts tensors of these sizes into pieces, and puts small ones together: batches of about `BATCH` entries."""
-    batches: list[list[Piece]] = []
-    room = 0
-    for number, size in enumerate(sizes):
-        for start in range(0, size, BATCH):
-            piece = (number, start, min(size, start + BATCH))
-            if room <= 0:
-                batches.append([])
-                room = BATCH
-            batches[-1].append(piece)
-            room -= piece[2] - piece[1]
-    return batches
+@lru_cache(maxsize=8)
+def _cut(sizes: tuple[int, ...]) -> np.ndarray:
+    rows = [
+        (number, start, min(size, start + PART), 0, 0, 0, 0, 0)
+        for number, size in enumerate(sizes)
+        for start in range(0, size, PART)
+    ]
+    return np.array(rows, dtype=PIECE)
+
+
+def cut(sizes: Iterable[int]) -> np.ndarray:
+    """Pieces that cover items of these sizes, in order; a piece begins at a multiple of a block."""
+    return _cut(tuple(sizes)).copy()
+
+
+def openmp() -> ctypes.c_void_p | None:
+    """How the OpenMP runtime that torch brings along and has loaded starts a parallel region."""
+    folder = Path(torch.__file__).parent
+    for place in (folder / "lib", folder.parent / "torch.libs"):
+        for path in sorted(place.glob("lib*omp*")):
+            try:
+                return ctypes.cast(ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD).GOMP_parallel, ctypes.c_void_p)
+            except (OSError, AttributeError):
+                continue  # not in use, or of another kind
+    return None
 
 
 @cache
@@ -159,7 +187,7 @@ def load() -> Kernel | None:
     folder = tempfile.mkdtemp(prefix="untaxed-kernel-")
     try:
         target = Path(folder) / "kernel.so"
-        source = Path(__file__).with_name("_kernel.c")
+        source = Path(__file__).parent / "kernel" / "kernel.c"
         for flags in (FLAGS, tuple(flag for flag in FLAGS if flag != "-march=native")):
             done = subprocess.run(
                 [compiler, *flags, "-o", str(target), str(source), "-lm"], capture_output=True, text=True, timeout=120
