@@ -59,6 +59,7 @@ class Delta:
         self.label = label or " and ".join(one.title for one in (first, second) if one is not None)
         self._finite: set[tuple[str, int, int]] = set()
         self._norms: dict[str, float] = {}
+        self._lent: dict[str, tuple[Tensor, Tensor | None]] = {}  # views, which cost nothing
 
     def find(self, name: str) -> str | None:
         """The name in `shapes` that holds a parameter's delta: its own, or that of what it is tied to."""
@@ -76,10 +77,16 @@ class Delta:
             Flat contiguous CPU tensors, float32 or bfloat16 each; None where the first is the delta. Views where they
             lie so already; other dtypes are converted to float32, whole, at every call. Not to be written to.
         """
-        name = self._known(name)
-        self._check_finite(name, 0, math.prod(self.shapes[name]))
-        first, second = self._pair(name)
-        return operand(first), None if second is None else operand(second)
+        if name in self._lent:
+            return self._lent[name]
+        known = self._known(name)
+        self._check_finite(known, 0, math.prod(self.shapes[known]))
+        pair = self._pair(known)
+        first, second = (None if one is None else operand(one) for one in pair)
+        assert first is not None
+        if all(a is None or b is None or a.data_ptr() == b.data_ptr() for a, b in zip(pair, (first, second))):
+            self._lent[name] = first, second
+        return first, second
 
     def dense(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Entries ``start`` to ``stop`` of the flat delta, and only they are read.

@@ -17,6 +17,8 @@ from ._adam import coefficients
 from ._kernel import CONSENSUS, EVERYTHING, ITEM, Kernel, Reference, Work, cut
 from ._merge import Merging, Place, delta_key, push_weight, update_key
 
+WORD = (1 << 64) - 1
+
 
 @dataclass
 class Item:
@@ -43,13 +45,14 @@ def keeps_all(merging: Merging) -> bool:
 
 def fits(item: Item) -> bool:
     """True where the kernel computes what the eager form would."""
-    tensors = (item.weights, item.gradient, *item.moments)
+    merging = item.merging
+    for tensor in (item.weights, item.gradient, *item.moments):
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            return False
     return (
-        all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
-        and all(tensor.is_contiguous() for tensor in tensors)
-        and item.merging.pull == "constant"
-        and item.merging.rescale != "l1"
-        and (keeps_all(item.merging) or item.merging.sparsify == "random" or item.place.reduce is None)
+        merging.pull == "constant"
+        and merging.rescale != "l1"
+        and (keeps_all(merging) or merging.sparsify == "random" or item.place.reduce is None)
         and item.weights.numel() < 1 << 31
     )
 
@@ -80,21 +83,25 @@ def broken(items: Sequence[Item], pieces: np.ndarray) -> list[str]:
 
 def table_of(items: Sequence[Item], references: Sequence[Reference]) -> np.ndarray:
     """What the kernel reads of each tensor."""
-    rows = []
+    rows, rules = [], {}
     for item, reference in zip(items, references):
-        pointers = (tensor.data_ptr() for tensor in (item.weights, item.gradient, *item.moments))
-        place = (item.weights.numel(), item.place.offset)
-        rows.append((*pointers, *place, rule_of(item, bool(reference)), reference.fields, 0, 0, 0, 0, 0))
+        kind = (id(item.group), item.step, bool(reference))
+        if kind not in rules:
+            rules[kind] = rule_of(item, has_reference=kind[-1])
+        fixed, below = rules[kind]
+        keys = [key(item.merging, item.place, item.step) & WORD for key in (update_key, delta_key)]
+        rule = (*fixed, keys[0], below, keys[1], below)
+        pointers = [tensor.data_ptr() for tensor in (item.weights, item.gradient, *item.moments)]
+        rows.append((*pointers, item.weights.numel(), item.place.offset, rule, reference.fields, 0, 0, 0, 0, 0))
     return np.array(rows, dtype=ITEM)
 
 
-def rule_of(item: Item, has_reference: bool) -> tuple[float, ...]:
-    """The item's settings in the order of `RULE`."""
+def rule_of(item: Item, *, has_reference: bool) -> tuple[tuple[float, ...], int]:
+    """The settings of the item's group in the order of `RULE`, up to the keys; below which random bits are kept."""
     merging, group = item.merging, item.group
     beta1, beta2 = group["betas"]
-    below = EVERYTHING if keeps_all(merging) else keep_below(merging.density)
     scale = 1 / merging.density if merging.rescale == "inverse" and merging.sparsify != "none" else 1.0
-    return (
+    fixed = (
         *(1 - beta1, beta2, 1 - beta2, *coefficients(group, item.step), group["eps"]),
         group["lr"] * group["weight_decay"],
         group["adam"] == "algorithm_box",
@@ -102,6 +109,5 @@ def rule_of(item: Item, has_reference: bool) -> tuple[float, ...]:
         1 - merging.merge_weight,
         *(scale, scale, math.inf if merging.clamp is None else merging.clamp),
         CONSENSUS[merging.consensus],
-        *(update_key(merging, item.place, item.step) % (1 << 64), below),
-        *(delta_key(merging, item.place, item.step) % (1 << 64), below),
     )
+    return fixed, EVERYTHING if keeps_all(merging) else keep_below(merging.density)

@@ -1,6 +1,6 @@
 """The one-pass C form of merged AdamW (`kernel/`): compiled at first use, run on torch's number of threads.
 
-It is compiled into a private temporary folder, loaded and removed again (about half a second a process), so that no
+It is compiled into a private temporary folder, loaded and removed again (about a second a process), so that no
 library lies about where somebody could exchange it. Where there is no C compiler `load` gives None.
 """
 
