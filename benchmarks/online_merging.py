@@ -179,7 +179,6 @@ def one(settings: dict[str, Any]) -> None:
     folder = Path(settings.pop("folder"))
     generator = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(1024, COUNT // 1024, generator=generator).mul_(0.02))
-    weight.grad = torch.randn(1024, COUNT // 1024, generator=generator)
     if settings:
         cls = OnTIESAdamW if settings.pop("ties", False) else OnDAREAdamW
         dtype = getattr(torch, settings.pop("dtype", "float32"))
@@ -188,6 +187,7 @@ def one(settings: dict[str, Any]) -> None:
     else:
         optimizer = torch.optim.AdamW([weight], lr=1e-6, fused=True)
     for _ in range(3):
+        weight.grad = torch.randn(1024, COUNT // 1024, generator=generator)
         optimizer.step()
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     print(int(line.split()[1]) * 1024)

@@ -9,7 +9,7 @@ any device, and no generator's state is touched.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ Reduce = Callable[[Tensor], Tensor]  # sums an integer tensor over the processes
 
 BLOCK = 4096
 WORD = 0xFFFFFFFF
-CHUNK = 256 * BLOCK  # entries hashed at once: bounds the temporaries
+CHUNK = 32 * BLOCK  # entries hashed at once: bounds the temporaries
 
 
 def mask_key(seed: int, name: str, step: int, use: str = "") -> int:
@@ -48,11 +48,10 @@ def random_bits(key: int, numel: int, *, offset: int = 0, device: torch.device |
     Returns:
         int64, shape ``(numel,)``.
     """
-    parts = [
-        _bits(key, start, min(CHUNK, offset + numel - start), torch.device(device))
-        for start in range(offset, offset + numel, CHUNK)
-    ]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=device)
+    made = torch.empty(numel, dtype=torch.int64, device=device)
+    for part, bits in _chunks(key, made, offset):
+        part.copy_(bits)
+    return made
 
 
 def random_mask(numel: int, density: float, *, key: int, offset: int = 0, device: torch.device | str = "cpu") -> Tensor:
@@ -72,7 +71,10 @@ def random_mask(numel: int, density: float, *, key: int, offset: int = 0, device
     check_density(density)
     if density == 1:
         return torch.ones(numel, dtype=torch.bool, device=device)
-    return random_bits(key, numel, offset=offset, device=device) < keep_below(density)
+    mask = torch.empty(numel, dtype=torch.bool, device=device)
+    for part, bits in _chunks(key, mask, offset):
+        torch.lt(bits, keep_below(density), out=part)
+    return mask
 
 
 def magnitude_mask(
@@ -110,16 +112,20 @@ def magnitude_mask(
     if density == 1 or size == 0:
         return torch.ones_like(values, dtype=torch.bool)
     flat = values.detach().flatten()
-    order = flat.abs().to(torch.float32).view(torch.int32).long()  # bits of a positive float are in its order
+    order = flat.abs().to(torch.float32).view(torch.int32)  # bits of a positive float are in its order
     count = kept_count(size, density)
     limit, missing, ties = _kth_largest(order, count, reduce)
-    mask = order > limit
-    tied = order == limit
     if missing == ties:
-        return (mask | tied).view(values.shape)
-    bits = random_bits(key, flat.numel(), offset=offset, device=flat.device)
-    choice, _, _ = _kth_largest(bits[tied], missing, reduce)
-    return (mask | (tied & (bits >= choice))).view(values.shape)
+        return (order >= limit).view(values.shape)
+    mask, tied = order > limit, order == limit
+    drawn, done = torch.empty(int(tied.sum()), dtype=torch.int64, device=flat.device), 0
+    for which, bits in _chunks(key, tied, offset):
+        found = bits[which]
+        drawn[done : done + found.numel()] = found
+        done += found.numel()
+    choice, _, _ = _kth_largest(drawn, missing, reduce)
+    mask[tied] = drawn >= choice
+    return mask.view(values.shape)
 
 
 def sparsify(
@@ -194,14 +200,33 @@ def keep_below(density: float) -> int:
     return max(1, round(density * (WORD + 1)))
 
 
+def _chunks(key: int, values: Tensor, offset: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A flat tensor part by part, and the random bits of each part's entries.
+
+    Whoever gathers results writes them into memory made before: small tensors that stay, made between large ones that
+    go, would keep malloc from giving the latter's memory back.
+    """
+    for start in range(0, values.numel(), CHUNK):
+        part = values[start : start + CHUNK]
+        yield part, _bits(key, offset + start, part.numel(), values.device)
+
+
 def _kth_largest(order: Tensor, count: int, reduce: Reduce | None) -> tuple[int, int, int]:
     """The ``count``-th largest of integers below 2^32; how many of its equals are among the largest, and in all."""
-    high, above = _place(torch.bincount(order >> 16, minlength=1 << 16), count, reduce)
-    low_of = order[(order >> 16) == high] & 0xFFFF
-    counts = torch.bincount(low_of, minlength=1 << 16)
+    high, above = _place(_histogram(order, None), count, reduce)
+    counts = _histogram(order, high)
     counts = reduce(counts) if reduce else counts
     low, more = _place(counts, count - above, None)
     return (high << 16) | low, count - above - more, int(counts[low])
+
+
+def _histogram(order: Tensor, high: int | None) -> Tensor:
+    """How often each upper half of the integers occurs; with ``high`` each lower half beside this upper one."""
+    counts = torch.zeros(1 << 16, dtype=torch.int64, device=order.device)
+    for part in order.split(CHUNK):
+        found = part >> 16 if high is None else part[(part >> 16) == high] & 0xFFFF
+        counts += torch.bincount(found, minlength=1 << 16)
+    return counts
 
 
 def _place(counts: Tensor, count: int, reduce: Reduce | None) -> tuple[int, int]:

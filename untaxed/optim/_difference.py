@@ -18,7 +18,7 @@ from ._sides import Side, from_tensors, plain_name
 
 Storage = Literal["dense", "sparse", "memory_mapped"]
 
-CHUNK = 1 << 18  # entries worked on at once: bounds the temporaries
+CHUNK = 1 << 17  # entries at once: bounds the temporaries
 OPERANDS = (torch.float32, torch.bfloat16)
 SAMPLES, SAMPLE = 64, 4096  # a fingerprint looks at so many blocks of so many entries of a tensor
 
@@ -113,12 +113,12 @@ class Delta:
         first, second = (None if one is None else _flat(one)[start:] for one in self._pair(name))
         assert first is not None
         which = which.detach().to("cpu").view(-1)
-        found = [
-            _float(first[at], None if second is None else second[at])
-            for begin in range(0, which.numel(), CHUNK)
-            for at in [_places(which[begin : begin + CHUNK], begin)]
-        ]
-        gathered = torch.cat(found) if found else torch.empty(0)
+        gathered = torch.empty(int(which.sum()) if which.dtype == torch.bool else which.numel())
+        done = 0
+        for begin in range(0, which.numel(), CHUNK):
+            at = _places(which[begin : begin + CHUNK], begin)
+            gathered[done : done + at.numel()] = _float(first[at], None if second is None else second[at])
+            done += at.numel()
         if not bool(gathered.isfinite().all()):
             raise self._not_finite(name, int((~gathered.isfinite()).sum()), gathered.numel())
         return gathered

@@ -85,7 +85,7 @@ def table_of(items: Sequence[Item], references: Sequence[Reference]) -> np.ndarr
     """What the kernel reads of each tensor."""
     rows, rules = [], {}
     for item, reference in zip(items, references):
-        kind = (id(item.group), item.step, bool(reference))
+        kind = (id(item.group), item.step, reference.given)
         if kind not in rules:
             rules[kind] = rule_of(item, has_reference=kind[-1])
         fixed, below = rules[kind]

@@ -94,9 +94,7 @@ class HeldDelta:
             mask = random_mask(count, merging.density, key=key, offset=place.offset)
         else:
             mask = magnitude_mask(self.dense(item), merging.density, key=key, offset=place.offset)
-        index = mask.nonzero().flatten()
-        values = self.delta.kept(place.name, index, place.offset)
-        return Reference(places=index.to(torch.int32), values=values.contiguous())
+        return Reference.of_kept(mask, self.delta.kept(place.name, mask, place.offset))
 
 
 def half_ulp(size: Tensor, dtype: torch.dtype) -> float:

@@ -14,16 +14,17 @@ import tempfile
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK = 4096
+WINDOW = 1 << 16
 EVERYTHING = 1 << 32
 CONSENSUS = {"sum": 0, "sign": 1, "sign_unweighted": 2}
 # one IEEE operation at a time, as the eager form has them; no fast-math
@@ -47,6 +48,7 @@ REFERENCE = np.dtype(
         ("first_narrow", np.int32),
         ("second_narrow", np.int32),
         ("index", np.uintp),
+        ("begins", np.uintp),
         ("value", np.uintp),
         ("listed", np.int64),
     ],
@@ -72,30 +74,47 @@ PIECE = np.dtype(
 )
 
 
-class Reference(NamedTuple):
+@dataclass(frozen=True)
+class Reference:
     """A delta as the kernel reads it: dense, a list of kept entries, or none.
 
     Attributes:
         first: Flat and contiguous, float32 or bfloat16: the delta, or what `second` is taken from.
         second: The same, or None.
-        places: Sorted int32 places of the kept entries.
-        values: Theirs, float32.
+        index: The lower 16 bits of the kept entries' places, in their order, uint16.
+        begins: Where in the list each window of 65,536 places begins, and the last one ends, int64.
+        values: The kept entries', float32.
     """
 
     first: Tensor | None = None
     second: Tensor | None = None
-    places: Tensor | None = None
+    index: np.ndarray | None = None
+    begins: np.ndarray | None = None
     values: Tensor | None = None
 
-    def __bool__(self) -> bool:
-        return self.first is not None or self.places is not None
+    @classmethod
+    def of_kept(cls, mask: Tensor, values: Tensor) -> Reference:
+        """Of the entries that a flat mask keeps: their values, float32."""
+        index, begins = np.empty(values.numel(), dtype=np.uint16), [0]
+        for window in mask.split(WINDOW):
+            places = window.nonzero().flatten().numpy()
+            begins.append(begins[-1] + places.size)
+            index[begins[-2] : begins[-1]] = places
+        return cls(index=index, begins=np.array(begins, dtype=np.int64), values=values.contiguous())
+
+    @property
+    def given(self) -> bool:
+        """False: there is no delta."""
+        return self.first is not None or self.index is not None
 
     @property
     def fields(self) -> tuple[int, ...]:
         """As `REFERENCE` has them; the tensors must outlive their use."""
         narrow = (int(one is not None and one.dtype == torch.bfloat16) for one in (self.first, self.second))
-        listed = 0 if self.places is None else self.places.numel()
-        return address(self.first), address(self.second), *narrow, address(self.places), address(self.values), listed
+        dense = (address(self.first), address(self.second), *narrow)
+        if self.index is None or self.begins is None:
+            return *dense, 0, 0, 0, 0
+        return *dense, self.index.ctypes.data, self.begins.ctypes.data, address(self.values), self.index.size
 
 
 class Work(IntEnum):

@@ -15,7 +15,7 @@ from ._adam import proposed_update, update_moments
 from ._fast import Item, broken, table_of
 from ._kernel import Kernel, Reference, Work, cut
 
-SAMPLE = 1 << 12  # entries looked at to guess between which magnitudes the threshold lies
+SAMPLES = 1 << 12, 1 << 16  # entries looked at, at least and at most, to guess where the threshold lies
 SPREAD = 5.0  # standard deviations of that guess
 WIDEST = 0.08  # relative change of a threshold from which the sample guesses better than the step before
 TOP = 0x7FFFFFFF  # the order of no finite magnitude
@@ -43,7 +43,10 @@ class Search:
         table["momentum"] = [item.merging.sparsify == "momentum" for item in items]
         counts = [kept_count(item.weights.numel(), item.merging.density) for item in items]
         for row, item, count in zip(table, items, counts):
-            row["low"], row["high"] = self._guess(item) or sampled(item, count, moved=False)
+            if item.group["lr"] == 0:
+                row["low"], row["high"] = TOP, TOP  # nothing moves: nothing to find
+            else:
+                row["low"], row["high"] = self._guess(item) or sampled(item, count, moved=False)
         scratch = _Scratch(pieces)
         kernel.run(Work.FIND, table, pieces)
         if faults := broken(items, pieces):
@@ -51,6 +54,8 @@ class Search:
         table["g"] = 0  # they are in the moments
         edges = np.searchsorted(pieces["item"], np.arange(len(items) + 1))
         for number, (item, count) in enumerate(zip(items, counts)):
+            if item.group["lr"] == 0:
+                continue
             row, own = table[number : number + 1], pieces[edges[number] : edges[number + 1]]
             missing = _found(kernel, table, number, own, item, count)
             row["limit"], row["choice"] = _threshold(kernel, row[0], missing, scratch, own)
@@ -139,9 +144,9 @@ def sampled(item: Item, count: int, *, moved: bool) -> Bracket:
         moved: The moments have the gradient already.
     """
     size = item.weights.numel()
-    if size <= 8 * SAMPLE:
+    if size <= 8 * SAMPLES[0]:
         return 0, TOP
-    places = slice(0, size, size // SAMPLE)
+    places = slice(0, size, size // min(max(SAMPLES[0], size >> 11), SAMPLES[1]))
     first, second = (moment.view(-1)[places].clone() for moment in item.moments)
     if not moved:
         update_moments(item.gradient.view(-1)[places], first, second, item.group)

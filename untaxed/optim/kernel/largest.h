@@ -54,7 +54,7 @@ static void sort_out(const Item *item, Piece *piece, const uint8_t *flags, int64
 static void find(const Item *item, Piece *piece) {
     float *const p = item->p, *const m = item->m, *const v = item->v;
     const float *const g = item->g;
-    const Reference none = {0, 0, 0, 0, 0, 0, 0};
+    const Reference none = {0, 0, 0, 0, 0, 0, 0, 0};
     _Alignas(64) uint8_t flags[CHUNK];
     piece->above = piece->between = 0;
     for (int64_t i = piece->from; i < piece->to;) {
@@ -87,7 +87,7 @@ static void step_large(const Item *item, Piece *piece) {
     const int mode = item->momentum ? LARGE_MOMENTUM : LARGE_UPDATE;
     _Alignas(64) uint8_t flags[CHUNK];
     _Alignas(64) float values[CHUNK];
-    int64_t at = first_listed(reference, piece->from);
+    int64_t at = 0;
     for (int64_t i = piece->from; i < piece->to;) {
         const Span span = next_span(item->start, i, piece->to);
         const Next next = next_of(item->p, 0, item->m, item->v, i, piece->to, 1, reference);

@@ -79,7 +79,7 @@ static void step_random(const Item *item, Piece *piece) {
     const int64_t from = piece->from, to = piece->to, start = item->start;
     _Alignas(64) uint8_t flags[CHUNK];
     _Alignas(64) float values[CHUNK];
-    int64_t at = first_listed(reference, from);
+    int64_t at = 0;
     const int many = keeps_many(item->n, rule, reference), hashed = reference->first != 0;
     Kept kept[DEPTH];
     for (int k = 0; k < DEPTH; k++) kept[k].count = 0;

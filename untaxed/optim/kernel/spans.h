@@ -132,21 +132,16 @@ static int places_of(int32_t *place, const uint8_t *flags, int count) {
 
 /* Flags the listed entries of a span that starts at i; returns the first place in the list behind it. */
 static int64_t flag_listed(uint8_t *flags, float *values, int64_t i, int count, int64_t at, const Reference *reference) {
-    while (at < reference->listed && reference->index[at] < i) at++; /* of blocks that were left out */
-    for (; at < reference->listed && reference->index[at] < i + count; at++) {
-        flags[reference->index[at] - i] |= REFERENCE;
-        values[reference->index[at] - i] = reference->value[at];
+    for (int64_t window = i / WINDOW; window <= (i + count - 1) / WINDOW; window++) {
+        const int64_t shift = window * WINDOW - i, end = reference->begins[window + 1];
+        if (at < reference->begins[window]) at = reference->begins[window];
+        for (; at < end && reference->index[at] + shift < count; at++) {
+            if (reference->index[at] + shift < 0) continue; /* of spans that were left out */
+            flags[reference->index[at] + shift] |= REFERENCE;
+            values[reference->index[at] + shift] = reference->value[at];
+        }
     }
     return at;
-}
-
-static int64_t first_listed(const Reference *reference, int64_t from) {
-    int64_t low = 0, high = reference->index ? reference->listed : 0;
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        if (reference->index[middle] < from) low = middle + 1; else high = middle;
-    }
-    return low;
 }
 
 /* The delta's values of a span where all entries are computed: 0 where a list has none. */

@@ -3,6 +3,7 @@
 
 #define BLOCK 4096
 #define CHUNK 256  /* entries worked on at once; divides BLOCK */
+#define WINDOW 65536
 #define GROUP 64   /* of these, between two rounds of fetching; divides CHUNK */
 #define EVERYTHING (1ULL << 32) /* a threshold that keeps every entry */
 
@@ -22,11 +23,13 @@ typedef struct {
     uint64_t reference_key, reference_below;
 } Rule;
 
-/* The reference delta: dense (first - second, either as float32 or bfloat16), or a sorted list of kept entries. */
+/* The reference delta: dense (first - second, either as float32 or bfloat16), or a sorted list of kept entries: the lower
+ * 16 bits of their places, and where in the list each WINDOW of places begins (and the last one ends). */
 typedef struct {
     const void *first, *second;
     int32_t first_narrow, second_narrow; /* 1: bfloat16 */
-    const int32_t *index;
+    const uint16_t *index;
+    const int64_t *begins;
     const float *value;
     int64_t listed;
 } Reference;
