@@ -54,7 +54,8 @@ class MergingAdamW(Optimizer):
         master: "float32" keeps such a copy of narrower weights, which takes the updates.
         rounding: How a new weight is rounded to its dtype: "nearest", or "stochastic", which loses no update in
             expectation, however small.
-        nonfinite: What a gradient that is not finite does: "raise", or "skip" the whole step (counted in `skipped`).
+        nonfinite: What a gradient that is not finite does: "raise" (which spoils the step: go back to a checkpoint), or
+            "skip" the whole step (counted in `skipped`).
         density, merge_weight, merge_every, sparsify, consensus, rescale, delta_mask, clamp, pull, anchor_at,
         push_every, seed: See `untaxed.optim.Merging`.
     Raises:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..errors import Unsupported
+from ..errors import RunFailed, Unsupported
 from ..weights import local
 from ._nested import base_of, check_saved, nest, own_of
 from ._place import any_true, place_of
@@ -126,7 +126,8 @@ class Pipeline(torch.optim.Optimizer):
         """One step.
 
         Raises:
-            ValueError: A gradient is sparse, or not finite where that raises; a function refuses. Nothing was changed.
+            ValueError: A gradient is sparse; a function refuses. Nothing was changed.
+            RunFailed: A gradient is not finite, where that raises. Nothing was changed.
         """
         loss = None
         if closure is not None:
@@ -237,7 +238,7 @@ class Pipeline(torch.optim.Optimizer):
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         text = f"the gradient of {bad[0]!r}{more} is not finite"
         if self.nonfinite == "raise":
-            raise ValueError(f"{text}; nothing was changed; lower the learning rate, or choose nonfinite='skip'")
+            raise RunFailed(f"{text}; nothing was changed; lower the learning rate, or choose nonfinite='skip'")
         if not self.skipped:
             log.warning("%s: the step is skipped; further ones are counted in `skipped` without a word", text)
         self.skipped += 1
