@@ -52,6 +52,42 @@ class Between(Protocol):
 
 
 @dataclass(frozen=True)
+class Host:
+    """The training around a policy, as far as a method that acts between steps may look at it or change it.
+
+    In a plain PyTorch loop give what there is; `attach` gives everything that the trainer has.
+
+    Attributes:
+        optimizer: Its state belongs to the policy's parameters.
+        reference: Gives the tensors of the KL term's reference (local shards) by the policy's names, to be written in
+            place; for LoRA they are made a second adapter's at the first call. Raises `Unsupported` with the reason
+            where there is no reference, or none that may change.
+        beta: Reads and sets the KL term's coefficient.
+        kl: What the algorithm itself measured of the KL term at the last step, None where it measured nothing.
+        drift: The last readings of the drift meter, by measure; empty before the first and where there is no meter.
+        log: Takes values to the training's log and trackers.
+    """
+
+    optimizer: Any = None
+    reference: Callable[[], dict[str, Tensor]] | None = None
+    beta: Setting | None = None
+    kl: Callable[[], float | None] | None = None
+    drift: Callable[[], Mapping[str, float]] | None = None
+    log: Callable[[Mapping[str, float]], None] | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A number of the training that can be read and set while it runs."""
+
+    get: Callable[[], float]
+    set: Callable[[float], None]
+
+
+ALONE = Host()  # a loop that shows nothing but the policy
+
+
+@dataclass(frozen=True)
 class Context:
     """What a method may ask about the training it is about to join."""
 
@@ -140,8 +176,8 @@ class Method:
         """Site `displacement`: ``f(displacement, entry, state)``, on what has moved since initial."""
         raise NotImplementedError(f"{self.name} does not act on the displacement")
 
-    def between(self, model: nn.Module) -> Between:
-        """Site `between`: the live part bound to `model`; called at the first step, never before."""
+    def between(self, model: nn.Module, host: Host = ALONE) -> Between:
+        """Site `between`: the live part bound to `model` and its training; called at the first step, never before."""
         raise NotImplementedError(f"{self.name} does not act between steps")
 
     def after(self, initial: Weights, aligned: Weights) -> dict[str, Tensor]:

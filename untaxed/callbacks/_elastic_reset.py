@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..method import Between, Context, Method, Site, check_fraction
+from ..method import ALONE, Between, Context, Host, Method, Site, check_fraction
 from ..weights import check_same, snapshot
 from ._average import WeightAverage
 from ._state import COUNT, TENSORS, check_state
@@ -158,7 +158,7 @@ class ElasticReset(Method):
                 "steps, and none comes at the last one; lower reset_every"
             )
 
-    def between(self, model: nn.Module) -> Between:
+    def between(self, model: nn.Module, host: Host = ALONE) -> Between:
         return ElasticResetState(model, decay=self.decay, reset_every=self.reset_every, update_every=self.update_every)
 
 

@@ -13,6 +13,7 @@ from ..callbacks._state import COUNT, Check, check_state
 from ..errors import StoreError, Unsupported
 from ..method import Between, Method
 from ..weights import trainable
+from .around import host_of
 from .host import (
     backend,
     check_method,
@@ -168,7 +169,8 @@ class Attached:
         if step and between and self._loaded is None:
             self.load_checkpoint(Path(str(self._trainer.args.output_dir)) / f"checkpoint-{step}")
         self.steps_since_reset = 0
-        self._live = [method.between(model) for method in between]
+        host = host_of(self._trainer)
+        self._live = [method.between(model, host) for method in between]
         if self._loaded is not None:
             self._take_up()
 
