@@ -15,7 +15,7 @@ from tiny import build_model_dir, reward
 from untaxed.checkpoints import load_model
 from untaxed.errors import DataError, RunFailed, SpecError, StoreError, Unsupported
 from untaxed.objectives import KL
-from untaxed.training import ALGORITHMS, Task, attach, make_trainer, train
+from untaxed.training import ALGORITHMS, Task, make_trainer, train
 from untaxed.training.recorder import Recorder
 from untaxed.training.trainer import _check_reference
 from untaxed.weights import same
@@ -197,7 +197,7 @@ def test_time_for_measuring_is_not_training_time(tiny_task: Task, monkeypatch: p
         return inner(*args, **kwargs)
 
     trainer.training_step = training_step
-    outcome = train(trainer, attach(trainer), every=1, observe=observe)
+    outcome = train(trainer, every=1, observe=observe)
     assert outcome.train_seconds == 2
     assert outcome.peak_bytes > 10_000_000
 

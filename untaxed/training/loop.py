@@ -18,7 +18,7 @@ from ..checkpoints import disk_is_full, no_bars, no_space
 from ..errors import RunFailed
 from ..measuring import undisturbed
 from ..weights import trainable
-from .attached import Attached, attach
+from .attached import Attached, join
 from .host import policy
 from .memory import PeakMemory
 
@@ -89,7 +89,7 @@ def train(
 
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
-    attached = attached if attached is not None else attach(trainer)
+    attached = attached if attached is not None else join(trainer, ())
     watch = _Watch(trainer, attached, every, observe)
     recorder = Recorder(trainer, watch.seconds, log=log, resume_dir=resume_dir, checkpoint_every=checkpoint_every)
     checkpoint = recorder.start()
