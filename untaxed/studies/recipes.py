@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer, no_bars, save_model
+from ..checkpoints import check_finite, check_model_dir, fingerprint, load_model, load_tokenizer, no_bars, save_model
 from ..errors import CheckpointError, DataError, MissingExtra, RunFailed, SpecError, require
 from ..rows import read_rows
 from ..templates import filled
@@ -55,6 +55,7 @@ def named_model(name: str) -> Path:
     if not path.exists():
         path = _from_hub(name)
     check_model_dir(path)
+    check_finite(path)
     return path
 
 
