@@ -26,7 +26,7 @@ from accelerate.utils import set_seed
 
 from untaxed.callbacks import ElasticReset
 from untaxed.method import Method
-from untaxed.training import Task, attach, make_trainer, train
+from untaxed.training import Task, join, make_trainer, train
 
 Times = list[float]  # processor seconds, wall seconds
 
@@ -64,7 +64,7 @@ def bare(task: Task, algorithm: str, steps: int, folder: Path) -> Times:
 def framework(task: Task, algorithm: str, steps: int, folder: Path, *methods: Method, resume: bool = False) -> Times:
     """The same run through `attach` and `train`, with its log, as a study does it."""
     trainer = make_trainer(algorithm, {"max_steps": steps}, task=task, seed=0, output_dir=folder)
-    attached = attach(trainer, *methods)
+    attached = join(trainer, methods)
     with tempfile.TemporaryDirectory(dir=folder) as place, timed() as times:
         train(
             trainer,

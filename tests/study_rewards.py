@@ -36,3 +36,16 @@ def short(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
 
 def raising(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     raise KeyError("label")
+
+
+def huge(prompts: Sequence[str], completions: Sequence[str]) -> list[int]:
+    return [10**400] * len(prompts)
+
+
+def late(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """Breaks in the middle of a run: initial is measured on two splits, then the policy."""
+    calls.append(len(prompts))
+    return [float("nan")] * len(prompts) if len(calls) > 2 else tiny.reward(prompts, completions)
+
+
+calls: list[int] = []

@@ -24,6 +24,7 @@ LAYERS = [
     "divergence",
     "checkpoints",
     "rows",
+    "templates",
     "merging",
     "optim",
     "objectives",

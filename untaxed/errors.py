@@ -70,6 +70,25 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"{guess} known: {', '.join(words)}"
 
 
+def short(value: object, most: int = 40) -> str:
+    """A value as an error message shows it: its `repr`, cut.
+
+    Example:
+        >>> short("a text that goes on and on", 12)
+        "'a text t..."
+    """
+    try:
+        text = repr(value)
+    except Exception:  # of an integer with thousands of digits, of somebody's own class
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of what an error says, where libraries put the point; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+
+
 def require(module: str, *, extra: str) -> ModuleType:
     """Imports an optional module, or says which `pip install` brings it."""
     try:

@@ -27,6 +27,7 @@ from .errors import DataError, nearest, require
 
 Row = dict[str, Any]
 SHARES: Mapping[str, float] = {"train": 0.6, "validation": 0.2, "test": 0.2}
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 
 
@@ -167,11 +168,32 @@ def _chosen(source: RowsSource, raw: Iterable[Row], check: Callable[[Row], None]
         try:
             row = _renamed(row, source.columns)
             if _wanted(row, source):
+                _check_texts("", row)
                 if check is not None:
                     check(row)
                 yield row
         except ValueError as error:
             raise DataError(f"{source.label}, row {number}: {error}") from None
+
+
+def check_text(column: str, text: str) -> None:
+    """Raises `ValueError` for a text with half of a surrogate pair, which JSON can write and no tokenizer can read."""
+    if not text.isascii() and (half := _SURROGATE.search(text)):
+        raise ValueError(
+            f"{column} holds {half[0]!r} at character {half.start() + 1}, half of a character that was cut in two;"
+            " write the text anew in whole characters"
+        )
+
+
+def _check_texts(column: str, value: Any) -> None:
+    if isinstance(value, str):
+        check_text(column, value)
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_texts(f"{column}.{name}" if column else str(name), inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_texts(column, inner)
 
 
 def _renamed(row: Row, columns: Mapping[str, str | list[str | None]]) -> Row:

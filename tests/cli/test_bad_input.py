@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from untaxed.cli import app
@@ -27,12 +28,19 @@ def study(spec: Spec, folder: Path, *words: str) -> Result:
 
 def assert_refused(result: Result, line: str) -> None:
     """One line that contains `line`, exit code 2; a note of what was being done may stand before it."""
-    said = [text for text in result.stderr.splitlines() if not text.startswith(("checking ", "measuring "))]
+    said = [text for text in result.stderr.splitlines() if not text.startswith(("checking ", "measuring ", "trying "))]
     assert len(said) == 1, result.stderr
     assert said[0].startswith("error: ")
     assert line in said[0]
     assert result.exit_code == 2
     assert result.stdout == ""
+
+
+def assert_both_refuse(spec: Spec, folder: Path, line: str) -> None:
+    """A study and its plan say the same, before anything is trained or written."""
+    for words in ([], ["--plan"]):
+        assert_refused(study(spec, folder, *words), line)
+        assert not (folder / "out").exists()
 
 
 def rows(path: Path, change: Callable[[list[dict[str, Any]]], None], out: Path) -> str:
@@ -118,6 +126,24 @@ def remove_tokenizer(model: Path) -> None:
     (model / "tokenizer.json").unlink()
 
 
+def write_a_word_for_a_size(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "hidden_size": "abc"}))
+
+
+def forget_eos(model: Path) -> None:
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    del config["eos_token"]
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def diverge(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    weights["lm_head.weight"][0, 0] = float("-inf")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
@@ -133,13 +159,31 @@ def remove_tokenizer(model: Path) -> None:
             "cannot be loaded: The checkpoint you are trying to load has model type `perceptron`",
         ),
         (shutil.rmtree, "model"),
+        (write_a_word_for_a_size, "model cannot be loaded: Validation error for field 'hidden_size': TypeError: "),
+        (forget_eos, "model has no eos_token, which dpo needs; name one of its tokens as eos_token in"),
+        (diverge, "model are not finite ('lm_head.weight'; 2 of 21 tensors): its training diverged, or"),
     ],
 )
 def test_models(world: Spec, tiny_initial: Path, tmp_path: Path, spoil: Callable[[Path], None], line: str) -> None:
     model = Path(shutil.copytree(tiny_initial, tmp_path / "model"))
     spoil(model)
-    assert_refused(study({**world, "models": {"initial": str(model)}}, tmp_path), line)
-    assert not (tmp_path / "out").exists()
+    assert_both_refuse({**world, "models": {"initial": str(model)}}, tmp_path, line)
+
+
+@pytest.mark.parametrize("role", ["pretrained", "aligned"])
+def test_weights_that_are_not_finite(world: Spec, tiny_initial: Path, tmp_path: Path, role: str) -> None:
+    model = Path(shutil.copytree(tiny_initial, tmp_path / "model"))
+    diverge(model)
+    models = {**world["models"], role: [str(model)] if role == "aligned" else str(model)}
+    spec = {**world, "models": models, "algorithm": None if role == "aligned" else world["algorithm"]}
+    assert_both_refuse(spec, tmp_path, "model are not finite ('lm_head.weight'; 2 of 21 tensors)")
+
+
+def test_given_checkpoints_that_cannot_be_loaded(world: Spec, tiny_initial: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_initial, tmp_path / "model"))
+    write_a_word_for_a_size(model)
+    spec = {**world, "models": {**world["models"], "aligned": [str(tiny_initial), str(model)]}, "algorithm": None}
+    assert_both_refuse(spec, tmp_path, "model cannot be loaded: Validation error for field 'hidden_size': TypeError: ")
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -157,14 +201,72 @@ def lose_all(found: list[dict[str, Any]]) -> None:
     found.clear()
 
 
+def write_a_number(found: list[dict[str, Any]]) -> None:
+    found[4]["rejected"] = 3
+
+
+def write_numbers(found: list[dict[str, Any]]) -> None:
+    for row in found:
+        row["chosen"], row["rejected"] = 4, 3
+
+
+def write_null(found: list[dict[str, Any]]) -> None:
+    found[4]["rejected"] = None
+
+
+def cut_a_character(found: list[dict[str, Any]]) -> None:
+    found[4]["prompt"] = "w1\ud800"
+
+
+def talk(found: list[dict[str, Any]]) -> None:
+    for row in found:
+        row.update({name: [{"role": "user", "content": text}] for name, text in row.items()})
+
+
 @pytest.mark.parametrize(
     ("spoil", "line"),
-    [(prefer_itself, "row 5"), (lose_column, "row 5"), (lose_all, "preferences.jsonl")],
+    [
+        (prefer_itself, "preferences.jsonl, row 5: chosen equals rejected"),
+        (lose_column, "preferences.jsonl, row 5: no column 'rejected'"),
+        (lose_all, "preferences.jsonl"),
+        (write_a_number, "preferences.jsonl, row 5: rejected is 3, which is int; expected a text"),
+        (write_numbers, "preferences.jsonl, row 1: chosen is 4, which is int; expected a text"),
+        (write_null, "preferences.jsonl, row 5: rejected is null; expected a text"),
+        (cut_a_character, "preferences.jsonl, row 5: prompt holds '\\ud800' at character 3, half of a character"),
+        (talk, "has no chat template to make texts of them; give texts, or"),
+    ],
 )
 def test_preferences(world: Spec, tmp_path: Path, spoil: Callable[[Any], None], line: str) -> None:
     path = rows(Path(world["data"]["preferences"]["path"]), spoil, tmp_path / "preferences.jsonl")
-    assert_refused(study({**world, "data": {**world["data"], "preferences": {"path": path}}}, tmp_path), line)
-    assert not (tmp_path / "out").exists()
+    assert_both_refuse({**world, "data": {**world["data"], "preferences": {"path": path}}}, tmp_path, line)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_a_length_that_leaves_no_pair(world: Spec, tmp_path: Path, name: str) -> None:
+    spec = {**world, "algorithm": {**world["algorithm"], "name": name, "max_length": 2}}
+    assert_both_refuse(spec, tmp_path, "rows have prompts of 2 tokens or more (max_length), so that nothing is left")
+
+
+def test_whatever_the_trainer_does_not_like(world: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise KeyError("a long story\n\nwith its point at the end")
+
+    monkeypatch.setattr(trl.DPOTrainer, "_prepare_dataset", refuse)
+    assert_both_refuse(world, tmp_path, "error: algorithm dpo: TRL cannot build DPOTrainer with these arguments, data")
+
+
+def test_a_first_step_that_breaks_the_plan(world: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("a long story\nwith its point")
+
+    monkeypatch.setattr(trl.DPOTrainer, "training_step", fail)
+    result = study(world, tmp_path, "--plan")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "error: trying out a few steps: ValueError: with its point"
 
 
 def test_a_missing_file_of_rows(world: Spec, tmp_path: Path) -> None:
@@ -179,14 +281,13 @@ def test_a_missing_file_of_rows(world: Spec, tmp_path: Path) -> None:
         ("study_rewards:nan", "reward 'proxy', row 0: expected a finite number, got nan"),
         ("study_rewards:short", "reward 'proxy' returned 1 values for 24 completions"),
         ("study_rewards:raising", "reward 'proxy' raised KeyError: 'label'"),
+        ("study_rewards:huge", "reward 'proxy', row 0: expected a number, got 1000"),
         ("study_rewards:none", "none"),
         ("no_such_module:reward", "no_such_module"),
     ],
 )
 def test_rewards(world: Spec, tmp_path: Path, reward: str, line: str) -> None:
-    result = study({**world, "measure": {**world["measure"], "reward": {"proxy": reward}}}, tmp_path)
-    assert_refused(result, line)
-    assert not (tmp_path / "out").exists()
+    assert_both_refuse({**world, "measure": {**world["measure"], "reward": {"proxy": reward}}}, tmp_path, line)
 
 
 # --- the directory ---------------------------------------------------------------------------------------------------
@@ -230,3 +331,22 @@ def test_a_loss_that_is_not_a_number_stops_its_run_and_no_other(world: Spec, tmp
     assert "at step" in failed
     results = [json.loads(path.read_text()) for path in tmp_path.glob("out/runs/*/result.json")]
     assert sorted(run["status"] for run in results) == ["done", "failed"]
+
+
+def test_a_reward_that_breaks_on_the_way_stops_its_run_at_its_step(world: Spec, tmp_path: Path) -> None:
+    result = study({**world, "measure": {**world["measure"], "reward": {"proxy": "study_rewards:late"}}}, tmp_path)
+    assert result.exit_code == 1
+    [failed] = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    assert "seed 0: at step 2: reward 'proxy', row 0: expected a finite number, got nan for " in failed
+    assert failed.endswith("; return one finite number for every completion")
+
+
+def test_a_model_that_only_measuring_finds_diverged_names_the_step(world: Spec, tmp_path: Path) -> None:
+    """Its weights are finite, and what they compute is not."""
+    algorithm = {**world["algorithm"], "learning_rate": 1e18, "warmup_steps": 0, "max_grad_norm": 1.0}
+    spec = {**world, "algorithm": algorithm, "methods": ["plain"], "measure": {**world["measure"], "every": 1}}
+    result = study(spec, tmp_path)
+    assert result.exit_code == 1
+    [failed] = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    assert "seed 0: at step 1: " in failed
+    assert failed.endswith("the model has diverged; lower learning_rate")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +205,20 @@ def test_doctor_does_not_wait_for_a_hub_that_is_away(monkeypatch: pytest.MonkeyP
 def test_doctor_names_the_line_that_brings_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from untaxed.cli import doctor
 
-    monkeypatch.setitem(doctor.EXTRAS, "train", ("transformers", "no_such_module"))
-    assert doctor.missing()[0] == "no_such_module: pip install 'untaxed[train]'"
+    monkeypatch.setitem(doctor.EXTRAS, "train", ("transformers", "no-such-package"))
+    assert doctor.missing()[0] == "no-such-package: pip install 'untaxed[train]'"
+
+
+def test_doctor_looks_for_what_the_extras_bring() -> None:
+    from untaxed.cli.doctor import EXTRAS
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    named = {
+        extra: tuple(re.split(r"[^\w-]", package)[0] for package in packages)
+        for extra, packages in project["optional-dependencies"].items()
+        if extra != "dev"
+    }
+    assert named == EXTRAS
 
 
 def test_the_demo_is_a_study_of_six_arms() -> None:

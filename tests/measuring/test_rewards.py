@@ -33,6 +33,10 @@ def test_numbers_of_any_kind_are_taken(values):
         ([1.0, -math.inf], "row 1: expected a finite number, got -inf"),
         (None, "reward 'proxy': expected 2 numbers, got None"),
         (0.5, "reward 'proxy': expected 2 numbers, got 0.5"),
+        ([10**400, 1.0], "reward 'proxy', row 0: expected a number, got 1000"),
+        ([1.0, -(10**9999)], "reward 'proxy', row 1: expected a number, got <int>; return one finite number for every"),
+        ([1j, 1.0], "row 0: expected a number, got 1j"),
+        (np.array(0.5), "reward 'proxy' raised TypeError: iteration over a 0-d array"),
     ],
 )
 def test_nonsense_is_refused_with_its_row(values, message):
@@ -65,5 +69,20 @@ def test_a_reward_that_raises_is_named() -> None:
     def broken(prompts: list[str], completions: list[str]) -> list[float]:
         raise KeyError("label")
 
+    def leaving(prompts: list[str], completions: list[str]) -> list[float]:
+        raise SystemExit(3)
+
     with pytest.raises(DataError, match=r"reward .mine. raised KeyError"):
         rewards_of("mine", broken, ["a"], ["b"])
+    with pytest.raises(DataError, match=r"reward .mine. raised SystemExit: 3"):
+        rewards_of("mine", leaving, ["a"], ["b"])
+
+
+def test_a_reward_that_empties_its_lists_is_judged_by_what_it_was_given() -> None:
+    def emptying(prompts: list[str], completions: list[str]) -> list[float]:
+        prompts.clear()
+        completions.clear()
+        return [1.0, math.nan]
+
+    with pytest.raises(DataError, match=r"row 1: expected a finite number, got nan for 'd'"):
+        rewards_of("mine", emptying, ["a", "b"], ["c", "d"])

@@ -112,7 +112,7 @@ def test_fine_tuning_lowers_the_loss_and_says_it(
 
 def test_fine_tuning_that_cannot_work(tiny_initial: Path, reviews: Path, tmp_path: Path) -> None:
     rows = {"path": str(reviews)}
-    with pytest.raises(DataError, match=r"row 1: the template needs the field 'txt'; did you mean 'text'\?"):
+    with pytest.raises(DataError, match=r"row 1: template: no column 'txt'; did you mean 'text'\?"):
         recipes.fine_tune(Sft.model_validate({"rows": rows, "template": "{txt}"}), tiny_initial, tmp_path)
     with pytest.raises(RunFailed, match=r"the loss is nan at step \d+; lower sft\.learning_rate"):
         recipes.fine_tune(Sft.model_validate({"rows": rows, "learning_rate": 1e30}), tiny_initial, tmp_path)

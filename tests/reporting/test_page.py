@@ -14,6 +14,7 @@ from untaxed.reporting import frontier_svg, html, write_html
 from untaxed.reporting.axes import axis, looks
 from untaxed.reporting.curves import curve
 from untaxed.reporting.directory import read_study
+from untaxed.reporting.plots import frontier_plot
 
 VOID = {"meta", "link", "br"}
 
@@ -142,6 +143,33 @@ def test_axes_hold_their_values_with_few_round_ticks(values):
     assert 1 <= len(scale.ticks) <= 8
     assert len({label for _, label in scale.ticks}) == len(scale.ticks)
     assert all(0 <= scale(value) <= 100 for value in values)
+
+
+@pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [0.3, 1.0], [0.0, 0.97]])
+def test_axes_of_shares_end_at_0_and_1(values):
+    scale = axis(values, 0, 100, share=True)
+    assert 0 <= scale.low < scale.high <= 1
+    assert all(0 <= float(label) <= 1 for _, label in scale.ticks)
+    assert axis([*values, 1.2], 0, 100, share=True).high == 1.2
+
+
+def test_a_curve_of_a_share_that_stays_whole_has_no_room_above(own):
+    for file in [own / "initial" / "result.json", *own.glob("runs/*/result.json")]:
+        content = json.loads(file.read_text())
+        for point in content["points"]:
+            point["validation"]["abilities"]["reading"] = 1.0
+        file.write_text(json.dumps(content))
+    figure = re.search(r"<strong>reading</strong>.*?</svg>", html(own), re.DOTALL)[0]
+    labels = [float(label) for label in re.findall(r'text-anchor="end">([0-9.]+)<', figure)]
+    assert max(labels) == 1.0
+
+
+def test_a_frontier_without_any_tax_has_no_room_for_more_than_all(summary):
+    for entry in summary["arms"]:
+        for point in entry["points"]:
+            point["tax"]["select"] |= {"low": 0.0, "mean": 0.0, "high": 0.0}
+    plot = frontier_plot(summary, width=660, height=430)
+    assert max(float(label) for _, label in plot.y.ticks) == 1.0
 
 
 def test_unfinished_study_is_drawn_and_says_so(own):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,16 @@ def test_every_committed_study_is_a_spec() -> None:
         ({"measure": {"evry": 20}}, "unknown key 'evry' in measure; did you mean 'every'"),
         ({"measure": {"every": -1}}, "measure.every: should be greater than or equal to 1, got -1"),
         ({"measure": 20}, "measure: expected keys and values, got 20"),
-        ({"keep": ["lats"]}, r"keep.0: should be 'last', 'best_proxy' or 'all', got 'lats'"),
+        ({"keep": ["lats"]}, r"keep.0: unknown name 'lats'; did you mean 'last'\? known: all, best_proxy, last"),
+        ({"keep": []}, "keep: is empty; name `last`, `best_proxy` or both: methods"),
+        (
+            {"models": {"initial": [1]}},
+            r"models.initial: should be a folder, a hub id, pocket, or a recipe .*, got \[1\]",
+        ),
+        (
+            {"models": {"initial": {"gguf": {"pth": "x"}}}},
+            "unknown key 'pth' in models.initial.gguf; did you mean 'path'",
+        ),
         ({"keep": ["all"]}, "keep: name `last`, `best_proxy` or both"),
         ({"seeds": [1, 1]}, "seeds: seeds must differ"),
         ({"seeds": [True]}, "seeds.0: should be a number, got a truth value"),
@@ -73,12 +83,12 @@ def test_every_committed_study_is_a_spec() -> None:
         ),
         ({"models": {"initial": "x", "aligned": ["a", "./a"]}}, "models.aligned: a stands 2 times; name every"),
         ({"methods": [{"kl": {"beta": "x"}}]}, "methods.0.kl.beta: should be a valid number"),
-        ({"seeds": []}, "seeds: List should have at least 1 item"),
-        ({"methods": []}, "methods: List should have at least 1 item"),
+        ({"seeds": []}, "seeds: is empty; give at least 1"),
+        ({"methods": []}, "methods: is empty; give at least 1"),
         ({"models": {"initial": "pocket", "aligned": ["pocket"]}, "algorithm": {"name": "dpo"}}, "exclude each other"),
         ({"models": {"initial": "x"}, "measure": {"reward": {"proxy": "vader"}}}, "measure.abilities"),
         ({"data": {"prompts": {"path": "x.jsonl"}}}, "data: the embedded world brings its own data"),
-        ({"name": ""}, "name: String should have at least 1 character"),
+        ({"name": ""}, "name: is empty; give at least 1"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], line: str) -> None:
@@ -86,6 +96,59 @@ def test_what_is_wrong_is_named(change: dict[str, Any], line: str) -> None:
         parse_spec({**POCKET, **change}, where="study.yaml: ")
     assert str(caught.value).startswith("study.yaml: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            {"drift": ["forwrd_kl"]},
+            r"measure.drift.0: unknown name 'forwrd_kl'; did you mean 'forward_kl'\? known: entr",
+        ),
+        ({"drift": ["perplexty"]}, r"measure.drift.0: unknown name 'perplexty'; did you mean '{perplexity: …}'"),
+        (
+            {"drift": [{"perplexity": {"row": 1}}]},
+            "unknown key 'row' in measure.drift.0.perplexity; did you mean 'rows'",
+        ),
+        ({"drift": [{"perplexity": {}}]}, "key `measure.drift.0.perplexity.rows` is required"),
+        ({"reward": "veder"}, "measure.reward.*: expected `vader`, `module:function`"),
+        ({"reward": {"prxy": "vader"}}, "unknown key 'prxy' in measure.reward; did you mean 'proxy'"),
+        (
+            {"reward": {"text_classifier": {"rows": {"path": "x"}, "positiv": 1}}},
+            "unknown key 'positiv' in measure.reward.text_classifier; did you mean 'positive'",
+        ),
+        ({"abilities": {"select": []}}, "measure.abilities.select: is empty; give at least 1"),
+    ],
+)
+def test_the_key_of_a_measure_is_the_one_that_stands_in_the_file(
+    world: dict[str, Any], change: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(SpecError, match=line):
+        parse_spec({**world, "measure": {**world["measure"], **change}})
+
+
+@pytest.mark.parametrize(
+    ("template", "line"),
+    [
+        ("{prompt.__class__}", r"'?{prompt.__class__} is no plain name of a field"),
+        ("{prompt[0]}", r"{prompt\[0\]} is no plain name"),
+        ("{prompt!r}", "{prompt!r} is no plain name"),
+        ("{prompt:>9999999999}", "{prompt:>9999999999} is no plain name"),
+        ("{prompt:{width}}", "{prompt:{width}} is no plain name"),
+        ("{}", "{} is no plain name"),
+        ("{0}", r"{0\} is no plain name"),
+        ("{", "'{' cannot be filled in: .*; a brace itself is written twice"),
+    ],
+)
+def test_templates_hold_plain_names_of_fields(world: dict[str, Any], template: str, line: str) -> None:
+    ability = {**world["measure"]["abilities"]["select"][0], "template": template}
+    with pytest.raises(SpecError, match=rf"^measure\.abilities\.select\.0\.template: {line}"):
+        parse_spec({**world, "measure": {**world["measure"], "abilities": {"select": [ability]}}})
+    models = {"pretrained": "x", "initial": {"sft": {"rows": {"path": "x.jsonl"}, "template": template}}}
+    with pytest.raises(SpecError, match=rf"^models\.initial\.sft\.template: {line}"):
+        parse_spec({**world, "models": models})
+    with pytest.raises(SpecError, match=r"^data\.prompts\.template: .* has no {prompt}, where the prompt goes"):
+        parse_spec({**world, "data": {"prompts": {"path": "x.jsonl", "template": template}}})
 
 
 def test_a_study_that_is_not_pocket_says_what_it_needs() -> None:
@@ -104,12 +167,24 @@ def test_a_study_that_is_not_pocket_says_what_it_needs() -> None:
         ("name: p\na: &x {b: {c: *x}}\n", "line 2: an alias stands inside what it names"),
         ("a: " + "[" * 3000 + "\n", "is nested too deeply"),
         ("a: 2024-99-99\n", "not YAML: month must be in 1..12"),
+        ('name: p\na: "x\\ud800"\n', r"line 2: '\\ud800' is half of a character that was cut in two"),
         ("name: !!python/object/apply:os.system [id]\n", "could not determine a constructor"),
     ],
 )
 def test_yaml_is_read_strictly(text: str, line: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=line):
         load_spec(written(tmp_path / "study.yaml", text))
+
+
+def test_aliases_that_stand_for_too_much_are_refused_at_once(tmp_path: Path) -> None:
+    lines = ["z0: &a0 [" + ", ".join("x" * 9) + "]"]
+    lines += [f"z{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * 9) + "]" for n in range(1, 40)]
+    began = time.perf_counter()
+    for depth, values in ((8, "490,329,066 values"), (40, "at least 1,000,000,000,000 values")):
+        with pytest.raises(SpecError, match=rf"stands for {values} once its aliases are put in; at most 100,000 are"):
+            load_spec(written(tmp_path / "laugh.yaml", "name: x\n" + "\n".join(lines[: depth + 1])))
+    assert time.perf_counter() - began < 1
+    assert load_spec(written(tmp_path / "few.yaml", yaml.safe_dump(POCKET) + "seeds: &s [1, 2]\nkeep: [last]\n")).seeds
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -307,3 +307,12 @@ def test_what_was_changed_after_attach_is_checked_when_training_begins(tiny_task
     frozen.model.requires_grad_(False)
     with pytest.raises(Unsupported, match=r"elastic_reset would do nothing: .* no trainable parameter"):
         frozen.train()
+
+
+def test_without_methods_it_would_do_nothing(tiny_task: Task, tmp_path: Path) -> None:
+    trainer = dpo(tiny_task, tmp_path)
+    with pytest.raises(Unsupported, match="attach got no method and would do nothing; give one: attach"):
+        attach(trainer)
+    attach(trainer, RESET)
+    with pytest.raises(Unsupported, match="attach got no method"):
+        attach(trainer)

@@ -9,21 +9,29 @@ from untaxed.errors import DataError, RunFailed
 from untaxed.training.data import as_reward_function, check_preferences, check_prompts, take_apart
 
 GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}
+TALK = {column: [{"role": "user", "content": text}] for column, text in GOOD.items()}
 
 
 def test_preferences_keep_their_three_columns() -> None:
     assert check_preferences([{**GOOD, "source": "x"}]) == [GOOD]
+    assert check_preferences([TALK, TALK]) == [TALK, TALK]
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([], "the preferences are empty"),
-        ([GOOD, {"prompt": "a", "chosen": "b"}], "row 2 has no 'rejected'; its columns: chosen, prompt"),
-        ([{**GOOD, "prompt": None}], "row 1 has no 'prompt'"),
-        ([GOOD, GOOD, {**GOOD, "rejected": "b"}], "row 3 has chosen equal to rejected"),
-        ([{**GOOD, "chosen": ""}], "row 1 has an empty chosen"),
-        ([{**GOOD, "rejected": []}], "row 1 has an empty rejected"),
+        ([GOOD, {"prompt": "a", "chosen": "b"}], "row 2: no column 'rejected' .* known: chosen, prompt"),
+        ([{**GOOD, "prompt": None}], "row 1: prompt is null; expected a text"),
+        ([GOOD, GOOD, {**GOOD, "rejected": "b"}], "row 3: chosen equals rejected"),
+        ([{**GOOD, "chosen": ""}], "row 1: chosen is empty"),
+        ([{**GOOD, "rejected": []}], r"row 1: rejected is \[\], which is list; expected a text"),
+        ([GOOD, {**GOOD, "rejected": 3}], "row 2: rejected is 3, which is int; expected a text"),
+        ([{"prompt": 1, "chosen": 2, "rejected": 3}] * 2, "row 1: prompt is 1, which is int"),
+        ([{**TALK, "chosen": [{"role": "assistant", "content": None}]}], "row 1: chosen is .*, which is list"),
+        ([GOOD, TALK], "row 2: prompt is a list of messages where others are a text"),
+        ([{**TALK, "chosen": "b"}], "row 1: chosen is a text where others are a list of messages"),
+        ([{**GOOD, "chosen": "ab\ud800"}], r"row 1: chosen holds '\\ud800' at character 3, half of a character"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(rows: list[dict[str, Any]], message: str) -> None:
@@ -67,12 +75,14 @@ def test_a_reward_is_asked_with_prompts_and_completions_alone() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1.0], "the reward returned 1 numbers for 2 completions at step 7"),
-        ([1.0, math.nan], "the reward returned nan at step 7, for the completion 'd'"),
-        ([math.inf, 1.0], "the reward returned inf at step 7, for the completion 'cc'"),
+        ([1.0], "at step 7: reward 'proxy' returned 1 values for 2 completions; return one finite number"),
+        ([1.0, math.nan], "at step 7: reward 'proxy', row 1: expected a finite number, got nan for 'd'; return one"),
+        ([math.inf, 1.0], "at step 7: reward 'proxy', row 0: expected a finite number, got inf for 'cc'"),
+        ([1.0, 10**400], "at step 7: reward 'proxy', row 1: expected a number, got 1000"),
+        (["good", 1.0], "at step 7: reward 'proxy', row 0: expected a number, got 'good'"),
     ],
 )
-def test_a_reward_that_breaks_stops_the_run(values: list[float], message: str) -> None:
+def test_a_reward_that_breaks_stops_the_run(values: list[Any], message: str) -> None:
     function = as_reward_function(lambda prompts, completions: values, lambda: 7)
     with pytest.raises(RunFailed, match=message):
         function(prompts=["a", "b"], completions=["cc", "d"])

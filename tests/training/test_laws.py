@@ -14,7 +14,7 @@ from torch import Tensor
 
 from untaxed.callbacks import ElasticReset
 from untaxed.method import Method
-from untaxed.training import Moment, Outcome, Task, attach, make_trainer, train
+from untaxed.training import Moment, Outcome, Task, join, make_trainer, train
 from untaxed.weights import same
 
 RESET = ElasticReset(decay=0.6, reset_every=3)
@@ -36,7 +36,7 @@ def run(
 ) -> tuple[dict[str, Tensor], Outcome]:
     """One run; returns its final weights."""
     trainer = make_trainer(name, arguments or {}, task=task, seed=seed, output_dir=folder, methods=methods)
-    attached = attach(trainer, *methods)
+    attached = join(trainer, methods)
     outcome = train(trainer, attached, every=2, observe=observe, **options)
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}, outcome
 

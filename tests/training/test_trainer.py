@@ -15,7 +15,7 @@ from tiny import build_model_dir, reward
 from untaxed.checkpoints import load_model
 from untaxed.errors import DataError, RunFailed, SpecError, StoreError, Unsupported
 from untaxed.objectives import KL
-from untaxed.training import ALGORITHMS, Task, attach, make_trainer, train
+from untaxed.training import ALGORITHMS, Task, make_trainer, train
 from untaxed.training.recorder import Recorder
 from untaxed.training.trainer import _check_reference
 from untaxed.weights import same
@@ -81,7 +81,7 @@ def test_what_trl_refuses_is_a_spec_error(tiny_task: Task) -> None:
     ("name", "changes", "message"),
     [
         ("dpo", {"preferences": ()}, "the preferences are empty"),
-        ("kto", {"preferences": ({"prompt": "a", "chosen": "b", "rejected": "b"},)}, "row 1 has chosen equal to"),
+        ("kto", {"preferences": ({"prompt": "a", "chosen": "b", "rejected": "b"},)}, "row 1: chosen equals rejected"),
         ("rloo", {"reward": None}, "rloo needs a reward; the task has none"),
         ("rloo", {"prompts": ("w1", "w2")}, "2 prompts are too few: one batch of generations takes 4"),
     ],
@@ -129,6 +129,69 @@ def test_weights_that_are_not_finite_are_not_measured(tiny_task: Task) -> None:
         train(trainer, every=1, observe=lambda moment: None)
 
 
+def test_what_measuring_finds_names_the_step_and_the_remedy(tiny_task: Task) -> None:
+    faults = {
+        RunFailed(
+            "drift.forward_kl of item 0 is [nan, 3.0]: the model has diverged"
+        ): r"diverged; lower learning_rate$",
+        DataError("reward 'proxy', row 0: expected a finite number, got nan; mend it"): "got nan; mend it$",
+    }
+    for fault, line in faults.items():
+
+        def observe(moment: Any, fault: Exception = fault) -> None:
+            if moment.step == 2:
+                raise fault
+
+        with pytest.raises(RunFailed, match=rf"^at step 2: .*{line}"):
+            train(build(tiny_task), every=1, observe=observe)
+
+
+def test_a_policy_that_cannot_be_sampled_from_any_more_names_the_step(tiny_task: Task) -> None:
+    trainer = build(tiny_task, "rloo")
+    inner = trainer.training_step
+
+    def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if trainer.state.global_step == 2:
+            trainer.model.lm_head.weight.data.fill_(math.nan)
+        return inner(*args, **kwargs)
+
+    trainer.training_step = training_step
+    with pytest.raises(RunFailed, match="the policy's probabilities are not finite at step 3; lower learning_rate"):
+        train(trainer, every=9)
+
+
+def test_rows_that_trl_drops_are_said(tiny_task: Task) -> None:
+    long = {"prompt": "w1 " * 20, "chosen": " w2", "rejected": " w3"}
+    task = dataclasses.replace(tiny_task, preferences=[*tiny_task.preferences, long])
+    with pytest.warns(UserWarning, match=r"1 of 25 rows have prompts of 12 tokens or more \(max_length\) and are left"):
+        build(task, max_length=12)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "line"),
+    [
+        (
+            ValueError("a story\nits point"),
+            SpecError,
+            "algorithm dpo: TRL cannot build DPOTrainer .*: ValueError: its point",
+        ),
+        (MemoryError(), RunFailed, "algorithm dpo: no memory for its trainer: MemoryError"),
+    ],
+)
+def test_what_the_trainer_raises_is_one_line(
+    tiny_task: Task, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], line: str
+) -> None:
+    import trl
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(trl.DPOTrainer, "__init__", fail)
+    with pytest.raises(kind, match=line) as caught:
+        build(tiny_task)
+    assert caught.value.__cause__ is error
+
+
 @pytest.mark.parametrize("broken", [[0.5], [math.nan] * 8])
 def test_a_broken_reward_stops_the_run_at_its_step(tiny_task: Task, broken: list[float]) -> None:
     calls: list[int] = []
@@ -138,7 +201,7 @@ def test_a_broken_reward_stops_the_run_at_its_step(tiny_task: Task, broken: list
         return broken if len(calls) == 3 else reward(prompts, completions)
 
     trainer = build(dataclasses.replace(tiny_task, reward=breaks_later), "rloo")
-    with pytest.raises(RunFailed, match=r"the reward returned .* step 3"):
+    with pytest.raises(RunFailed, match=r"at step 3: reward .proxy.*return one finite number"):
         train(trainer, every=2)
     assert calls == [8, 8, 8]
 
@@ -197,7 +260,7 @@ def test_time_for_measuring_is_not_training_time(tiny_task: Task, monkeypatch: p
         return inner(*args, **kwargs)
 
     trainer.training_step = training_step
-    outcome = train(trainer, attach(trainer), every=1, observe=observe)
+    outcome = train(trainer, every=1, observe=observe)
     assert outcome.train_seconds == 2
     assert outcome.peak_bytes > 10_000_000
 

@@ -3,6 +3,7 @@
 from ._bars import no_bars as no_bars
 from ._check import check_model_dir as check_model_dir
 from ._check import fingerprint as fingerprint
+from ._finite import check_finite as check_finite
 from ._lazy import LazyWeights as LazyWeights
 from ._load import load_model as load_model
 from ._load import load_tokenizer as load_tokenizer

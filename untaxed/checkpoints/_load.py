@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import CheckpointError, require
 from ._bars import no_bars
 from ._check import check_model_dir, weight_files
+from ._finite import check_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,13 +35,16 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrain
     transformers = require("transformers", extra="train")
     path = Path(path).absolute()
     shapes = check_model_dir(path, tokenizer=False)
+    check_finite(path)
     with _quiet(transformers):
         try:
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
-        except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be loaded: {_first_line(error)}") from error
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a config.json can be wrong in any way, and every architecture reads its own keys
+            raise CheckpointError(f"{path} cannot be loaded: {_one_line(error)}") from error
     missing, mismatched = sorted(report["missing_keys"]), sorted(str(key) for key in report["mismatched_keys"])
     if missing or mismatched:
         raise CheckpointError(
@@ -57,8 +61,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     check_model_dir(path)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise CheckpointError(f"the tokenizer of {path} cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:  # tokenizers raises its own kinds
+        raise CheckpointError(f"the tokenizer of {path} cannot be loaded: {_one_line(error)}") from error
     for how in ("local_files_only", "is_local"):  # how it was loaded would be saved as if it were a setting
         tokenizer.init_kwargs.pop(how, None)
     return tokenizer
@@ -73,7 +77,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         try:
             weights.update(load_file(file))
         except SafetensorError as error:
-            raise CheckpointError(f"{file} cannot be read: {_first_line(error)}") from error
+            raise CheckpointError(f"{file} cannot be read: {_one_line(error)}") from error
     return weights
 
 
@@ -90,5 +94,7 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _one_line(error: Exception) -> str:
+    """The first line, and the next where the first only introduces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

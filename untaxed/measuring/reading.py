@@ -41,7 +41,7 @@ def measure(subject: Subject, split: Split, names: Collection[str] | None = None
     Raises:
         SpecError: A name is in no measure of the suite.
         DataError: An item does not fit into the context, or a reward returned nonsense.
-        RunFailed: A score is not finite, because the model's weights are not.
+        RunFailed: A score is not finite, because the model has diverged.
     """
     wanted = _wanted(subject.suite.measures, names)
     values: dict[Group, dict[str, float]] = {"reward": {}, "abilities": {}, "drift": {}}
@@ -66,7 +66,7 @@ def _wanted(measures: tuple[Measure, ...], names: Collection[str] | None) -> lis
 def _finite(one: Measure, scores: Scores) -> Scores:
     bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(bad):
-        raise RunFailed(f"{one.key} of item {bad[0]} is {scores[bad[0]].tolist()}: the model's weights have diverged")
+        raise RunFailed(f"{one.key} of item {bad[0]} is {scores[bad[0]].tolist()}: the model has diverged")
     return scores
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..errors import DataError, UntaxedError
+from ..errors import DataError, UntaxedError, short
 from .subject import Subject
 from .suite import Measure, Reward, Scores, Split
+
+REMEDY = "; return one finite number for every completion"
 
 
 def reward(name: str, fn: Reward) -> Measure:
@@ -30,23 +33,28 @@ def reward(name: str, fn: Reward) -> Measure:
 
 def rewards_of(name: str, fn: Reward, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
     """Calls a reward and checks what it returns, ``(items,)`` float64."""
+    texts, expected = tuple(completions), len(prompts)  # before anybody else's code has the lists in hand
     try:
         returned = fn(prompts, completions)
+        values = list(returned) if isinstance(returned, Iterable) else None
     except (UntaxedError, MemoryError):
         raise
-    except Exception as error:  # the user's own code: whatever it raises, the line names the reward
+    except (Exception, SystemExit) as error:  # the user's own code: whatever it raises, the line names the reward
         raise DataError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
-    if not isinstance(returned, Iterable):
-        raise DataError(f"reward {name!r}: expected {len(prompts)} numbers, got {returned!r}")
-    values = list(returned)
-    if len(values) != len(prompts):
-        raise DataError(f"reward {name!r} returned {len(values)} values for {len(prompts)} completions")
-    checked = np.empty(len(values))
-    for row, value in enumerate(values):
-        try:
-            checked[row] = float(value)
-        except (TypeError, ValueError):
-            raise DataError(f"reward {name!r}, row {row}: expected a number, got {value!r}") from None
-        if not np.isfinite(checked[row]):
-            raise DataError(f"reward {name!r}, row {row}: expected a finite number, got {value!r}")
-    return checked
+    if values is None:
+        raise DataError(f"reward {name!r}: expected {expected} numbers, got {short(returned)}{REMEDY}")
+    if len(values) != expected:
+        raise DataError(f"reward {name!r} returned {len(values)} values for {expected} completions{REMEDY}")
+    return np.array([_number(name, row, value, texts[row]) for row, value in enumerate(values)])
+
+
+def _number(name: str, row: int, value: object, completion: str) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except Exception:  # of a number too large, a text, a tensor of several, an object of the user's own
+        raise DataError(f"reward {name!r}, row {row}: expected a number, got {short(value)}{REMEDY}") from None
+    if not math.isfinite(number):
+        raise DataError(
+            f"reward {name!r}, row {row}: expected a finite number, got {number} for {short(completion, 80)}{REMEDY}"
+        )
+    return number

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..errors import DataError, nearest
 from ..rows import Row, RowsSource, read_rows, split_by_hash, subset
+from ..templates import check_template, filled
 from .abilities import Choice, Item
 from .suite import SPLITS, Split
 
@@ -45,6 +46,8 @@ class AbilitySpec(BaseModel):
     limit: int | None = Field(default=None, ge=1)
     normalise: Literal["bytes", "tokens", "none"] = "bytes"
     eos: bool = False
+
+    _plain_template = field_validator("template")(check_template)
 
 
 def items_of(spec: AbilitySpec, directory: Path) -> dict[Split, list[Item | Choice]]:
@@ -94,7 +97,7 @@ def field_of(row: Row, name: str) -> Any:
 
 
 def _item(spec: AbilitySpec, row: Row) -> Item:
-    return Item(_prompt(spec, row), str(field_of(row, "answer")))
+    return Item(filled(spec.template, row), str(field_of(row, "answer")))
 
 
 def _choice(spec: AbilitySpec, row: Row) -> Choice:
@@ -102,7 +105,8 @@ def _choice(spec: AbilitySpec, row: Row) -> Choice:
     if not isinstance(raw, Sequence) or isinstance(raw, str) or len(raw) < 2:
         raise ValueError(f"choices: expected a list of at least two, got {raw!r}")
     choices = tuple(str(one).strip() for one in raw)
-    return Choice(_prompt(spec, row), choices, _position(field_of(row, "answer"), choices, row.get("labels", ())))
+    position = _position(field_of(row, "answer"), choices, row.get("labels", ()))
+    return Choice(filled(spec.template, row), choices, position)
 
 
 def _position(answer: Any, choices: Sequence[str], labels: Sequence[Any]) -> int:
@@ -114,12 +118,3 @@ def _position(answer: Any, choices: Sequence[str], labels: Sequence[Any]) -> int
     if str(answer).strip() in choices:
         return choices.index(str(answer).strip())
     raise ValueError(f"answer: expected a position below {len(choices)}, a label or a choice's text, got {answer!r}")
-
-
-def _prompt(spec: AbilitySpec, row: Row) -> str:
-    try:
-        return spec.template.format_map({name: value for name, value in row.items() if value is not None})
-    except KeyError as error:
-        raise ValueError(f"template: no column {error}{nearest(str(error.args[0]), row)}") from None
-    except (ValueError, IndexError, AttributeError) as error:
-        raise ValueError(f"template {spec.template!r} cannot be filled in: {error}") from None

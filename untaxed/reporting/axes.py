@@ -55,12 +55,18 @@ class Axis:
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def axis(values: Iterable[float], start: float, end: float, *, most: int = 6, pad: float = 0.04) -> Axis:
-    """An axis that holds the values with a little room on both sides and has at most so many round ticks."""
+def axis(
+    values: Iterable[float], start: float, end: float, *, most: int = 6, pad: float = 0.04, share: bool = False
+) -> Axis:
+    """An axis that holds the values with a little room on both sides and has at most so many round ticks.
+
+    An axis of shares ends at 0 and 1, unless a value lies beyond: there is no room outside.
+    """
     found = [value for value in values if math.isfinite(value)]
     low, high = min(found, default=0.0), max(found, default=1.0)
     room = (high - low) * pad if high > low else abs(low) * 0.5 or 1.0
-    low, high = low - room, high + room
+    least, greatest = (min(low, 0.0), max(high, 1.0)) if share else (-math.inf, math.inf)
+    low, high = max(low - room, least), min(high + room, greatest)
     step = _round_step((high - low) / max(1, most))
     first = math.ceil(low / step)
     places = max(0, -math.floor(math.log10(step) + 1e-9))

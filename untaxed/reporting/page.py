@@ -173,7 +173,7 @@ def _curves(files: StudyFiles) -> dict[str, Any]:
         for measure in files.study.get("measures", []):
             if measure["group"] == group:
                 curves = {arm: curve(points, group, measure["name"], files.initial) for arm, points in runs.items()}
-                plot = curve_plot(curves, styles)
+                plot = curve_plot(curves, styles, share=measure["unit"].startswith("share"))
                 if plot:
                     panels.append((measure, plot))
         if panels:

@@ -57,7 +57,8 @@ def frontier_plot(summary: Summary, *, width: int, height: int) -> FrontierPlot 
     gain = summary["gain"]["mean"]
     goal = start["mean"] + 0.95 * gain if gain is not None and gain > 0 else None
     x = axis(_edges([start, *(r for _, r, _ in points)]), 52, width - 14, most=9 if width > 500 else 4)
-    y = axis([1.0, *(1 - edge for edge in _edges(tax for _, _, tax in points))], height - 44, 14, most=7)
+    kept = {1.0, *(1 - edge for edge in _edges(tax for _, _, tax in points))}
+    y = axis(kept if len(kept) > 1 else {0.5, 1.0}, height - 44, 14, most=7)
     drawn = []
     for entry, some in found:
         marks = [_mark(entry, point, x, y) for point in some]
@@ -128,15 +129,15 @@ class CurvePlot:
 
 
 def curve_plot(
-    curves: Mapping[str, Curve], styles: Mapping[str, Look], *, width: int = 340, height: int = 200
+    curves: Mapping[str, Curve], styles: Mapping[str, Look], *, share: bool = False, width: int = 340, height: int = 200
 ) -> CurvePlot | None:
-    """The curves of one measure by arm; None where there are none."""
+    """The curves of one measure by arm; None where there are none. `share`: whether it is one, from 0 to 1."""
     curves = {arm: curve for arm, curve in curves.items() if curve.steps}
     if not curves:
         return None
     x = axis((step for curve in curves.values() for step in curve.steps), 44, width - 8, most=5, pad=0.02)
     edges = [edge for curve in curves.values() for edge in (*curve.low, *curve.high)]
-    y = axis(edges, height - 26, 8, most=5)
+    y = axis(edges, height - 26, 8, most=5, share=share)
     lines = []
     for arm, curve in curves.items():
         mean = [(x(step), y(value)) for step, value in zip(curve.steps, curve.mean)]

@@ -5,13 +5,15 @@ A job is plain JSON: ``{"job": …, "spec": …, "out": …}`` with ``key`` and 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import StoreError, UntaxedError
-from ..training import ALGORITHMS
+from ..checkpoints import load_model
+from ..errors import RunFailed, StoreError, UntaxedError, last_line
+from ..training import ALGORITHMS, make_trainer
 from .bench import Bench, prepare
 from .cache import told
 from .estimate import probe
@@ -81,6 +83,16 @@ def _prepare(bench: Bench, store: Store, job: Job, listen: Listener) -> Any:
     return bench.facts()
 
 
+def _build(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
+    """Builds a trainer, or loads the given checkpoints, for nothing: what cannot be used shows before any work."""
+    if bench.spec.algorithm is None:
+        for path in bench.aligned.values():
+            load_model(path)
+        return
+    with heard(lambda text: listen(Event("warning", text=text))), tempfile.TemporaryDirectory() as folder:
+        make_trainer(bench.spec.algorithm.name, bench.arguments, task=bench.task, seed=0, output_dir=folder)
+
+
 def _initial(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
     measure_initial(bench, store)
 
@@ -95,11 +107,17 @@ def _test(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
 
 def _probe(bench: Bench, store: Store, job: Job, listen: Listener) -> dict[str, float]:
     with heard(lambda text: listen(Event("warning", text=text))):
-        return probe(bench)
+        try:
+            return probe(bench)
+        except UntaxedError:
+            raise
+        except Exception as error:  # a study would record it as the failure of its run
+            raise RunFailed(f"trying out a few steps: {type(error).__name__}: {last_line(error)}") from error
 
 
 JOBS: Mapping[str, Callable[[Bench, Store, Job, Listener], Any]] = {
     "prepare": _prepare,
+    "build": _build,
     "initial": _initial,
     "run": _run,
     "test": _test,

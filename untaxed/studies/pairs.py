@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from ..checkpoints import fingerprint, load_model, load_tokenizer
-from ..errors import DataError, SpecError, nearest
+from ..errors import DataError, SpecError
 from ..measuring.rewards import rewards_of
 from ..measuring.sampling import sample
 from ..measuring.suite import Reward, Sampling
 from ..rows import Row, RowsSource, fraction, read_rows, split_by_hash
+from ..training.data import COLUMNS, pair_check
 from .cache import cached, content_key
 from .sources import Preferences, Prompts, Sampled
 
-COLUMNS = ("prompt", "chosen", "rejected")
 log = logging.getLogger("untaxed.prepare")
 
 
@@ -62,24 +62,16 @@ def preference_pairs(
     """Reads preference pairs, or samples them from `initial` after `prompts` and ranks them by `proxy`.
 
     Raises:
-        DataError: A row lacks ``prompt``, ``chosen`` or ``rejected``, both answers are equal, or no pair is left.
+        DataError: `training.data.pair_check` refuses a row, or no pair is left.
     """
     if source.sampled is None:
-        return [{name: row[name] for name in COLUMNS} for row in read_rows(source, _check_pair)]
+        return [{name: row[name] for name in COLUMNS} for row in read_rows(source, pair_check())]
     groups = _sampled(source.sampled, prompts, initial, cache)
     pairs = rank(groups, proxy, min_gap=source.sampled.min_gap)
     log.info("preference pairs: %d of %d prompts (the others' samples tie)", len(pairs), len(groups))
     if not pairs:
         raise DataError("data.preferences.sampled: the proxy reward tells no two samples of a prompt apart")
     return pairs
-
-
-def _check_pair(row: Row) -> None:
-    for name in COLUMNS:
-        if name not in row:
-            raise ValueError(f"no column {name!r} (`columns: {{{name}: …}}` renames){nearest(name, row)}")
-    if row["chosen"] == row["rejected"]:
-        raise ValueError("chosen equals rejected")
 
 
 def _sampled(spec: Sampled, prompts: Sequence[str], initial: Path, cache: Path) -> list[Row]:

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer, no_bars, save_model
-from ..errors import CheckpointError, DataError, MissingExtra, RunFailed, SpecError, nearest, require
+from ..checkpoints import check_finite, check_model_dir, fingerprint, load_model, load_tokenizer, no_bars, save_model
+from ..errors import CheckpointError, DataError, MissingExtra, RunFailed, SpecError, require
 from ..rows import read_rows
+from ..templates import filled
 from .cache import cached, content_key, file_digest
 from .sources import Gguf, ModelSource, ModelsSpec, Sft
 
@@ -54,6 +55,7 @@ def named_model(name: str) -> Path:
     if not path.exists():
         path = _from_hub(name)
     check_model_dir(path)
+    check_finite(path)
     return path
 
 
@@ -140,12 +142,9 @@ def fine_tune(sft: Sft, pretrained: Path, cache: Path) -> Path:
 
 def _texts(sft: Sft) -> list[str]:
     def check(row: dict[str, Any]) -> None:
-        try:
-            sft.template.format(**row)
-        except (KeyError, IndexError) as error:
-            raise ValueError(f"the template needs the field {error}{nearest(str(error.args[0]), row)}") from None
+        filled(sft.template, row)
 
-    return [sft.template.format(**row) for row in read_rows(sft.rows, check)]
+    return [filled(sft.template, row) for row in read_rows(sft.rows, check)]
 
 
 def _tune(sft: Sft, pretrained: Path, texts: Sequence[str], path: Path) -> None:

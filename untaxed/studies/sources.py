@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from ..rows import RowsSource
+from ..templates import check_template
 
 POCKET = "pocket"  # the name of the embedded world
 
@@ -57,6 +59,8 @@ class Sft(_Spec):
     max_tokens: int = Field(default=128, ge=2)
     seed: int = 0
 
+    _plain_template = field_validator("template")(check_template)
+
 
 class Recipe(_Spec):
     """A model that is made by a cached preparation step: exactly one of the fields."""
@@ -71,11 +75,20 @@ class Recipe(_Spec):
         return self
 
 
-def _kind(value: Any) -> Literal["name", "recipe"]:
-    return "name" if isinstance(value, str) else "recipe"
+def _kind(value: Any) -> Literal["name", "recipe"] | None:
+    if isinstance(value, str):
+        return "name"
+    return "recipe" if isinstance(value, Mapping | Recipe) else None
 
 
-ModelSource = Annotated[Annotated[str, Tag("name")] | Annotated[Recipe, Tag("recipe")], Discriminator(_kind)]
+ModelSource = Annotated[
+    Annotated[str, Tag("name")] | Annotated[Recipe, Tag("recipe")],
+    Discriminator(
+        _kind,
+        custom_error_type="model_source",
+        custom_error_message="should be a folder, a hub id, pocket, or a recipe such as {sft: …}",
+    ),
+]
 
 
 class ModelsSpec(_Spec):
@@ -131,6 +144,13 @@ class Prompts(RowsSource):
 
     opening_words: int | None = Field(default=None, ge=1)
     template: str = "{prompt}"
+
+    @field_validator("template")
+    @classmethod
+    def _has_the_prompt(cls, template: str) -> str:
+        if "{prompt}" not in template:
+            raise ValueError(f"{template!r} has no {{prompt}}, where the prompt goes")
+        return template
 
 
 class Sampled(_Spec):

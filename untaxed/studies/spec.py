@@ -108,6 +108,8 @@ class StudySpec(BaseModel):
     @field_validator("keep")
     @classmethod
     def _something_to_act_on(cls, keep: list[Kept]) -> list[Kept]:
+        if not keep:
+            raise ValueError("is empty; name `last`, `best_proxy` or both: methods after training act on them")
         if not set(keep) - {"all"}:
             raise ValueError("name `last`, `best_proxy` or both beside `all`: methods after training act on them")
         return list(dict.fromkeys(keep))

@@ -13,9 +13,19 @@ import yaml
 
 from ..errors import SpecError
 
+MOST_VALUES = 100_000  # that a document may stand for
+BEYOND = 10**12  # a count goes no further
+
 
 class _Loader(yaml.SafeLoader):
     """Safe, and stricter than PyYAML where that is silent."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()  # aliases are names still: nothing is large yet
+        if node is not None and (size := _size(node, {})) > MOST_VALUES:
+            what = f"stands for {'at least ' * (size >= BEYOND)}{size:,} values once its aliases are put in"
+            raise yaml.constructor.ConstructorError(None, None, f"{what}; at most {MOST_VALUES:,} are read", None)
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if node in self.recursive_objects:
@@ -30,6 +40,19 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, those behind its aliases among them; each node is counted once."""
+    if id(node) not in known:
+        known[id(node)] = 1  # for an alias inside what it names, which is refused later
+        inner = itertools.chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        if isinstance(node, yaml.CollectionNode):
+            known[id(node)] = min(1 + sum(_size(one, known) for one in inner), BEYOND)
+        elif half := re.search(r"[\ud800-\udfff]", node.value):
+            problem = f"{half[0]!r} is half of a character that was cut in two; write the whole character"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return known[id(node)]
 
 
 # PyYAML follows YAML 1.1, where 1e-6 without a dot is a string; everyone means the number.

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,7 @@ def run_study(
     work = Work(spec, out, retry_failed=retry_failed, listen=progress)
     with open_crew(spec, workers) as crew:
         work.prepare(crew)
+        work.try_building(crew)
         with work.begun():
             work.measure_initial(crew)
             work.make_runs(crew)
@@ -93,6 +95,7 @@ def planned(
     work = Work(spec, out, listen=progress)
     with open_crew(spec, workers) as crew:
         work.prepare(crew)
+        work.try_building(crew)
         unfinished = work.unfinished()
         probed = None
         if unfinished and len(unfinished) == len(work.runs):
@@ -123,6 +126,8 @@ def align(spec: StudySpec, key: str, out: str | Path, progress: Listener = ignor
         known = "; ".join(f"{run.key} ({work.label(run)})" for run in work.runs.values())
         raise SpecError(f"--run {key}: {'several runs begin so' if found else 'no such run'}; known: {known}")
     job = work.job("run", key=found[0].key)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # a launcher's processes would have to build it together
+        work.try_building(crew)
     if not is_first():
         work.do(crew, [job])
         return {"key": found[0].key, "status": "elsewhere"}

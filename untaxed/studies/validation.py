@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import SpecError, nearest
+from ..errors import SpecError, nearest, short
 from ..values import truth_values
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -20,46 +21,64 @@ def validated(model: type[Model], value: Any, where: str = "", at: str = "") -> 
         SpecError: The first thing that is wrong, in one line.
     """
     if not isinstance(value, Mapping | model):
-        raise SpecError(f"{where}{at or 'a study'}: expected keys and values, got {_shown(value)}")
+        raise SpecError(f"{where}{at or 'a study'}: expected keys and values, got {short(value, 60)}")
     try:
         made = model.model_validate(value)
     except ValidationError as error:
-        found = sorted(
-            error.errors(), key=lambda one: one["type"] != "extra_forbidden"
-        )  # a typo explains what is missing
-        raise SpecError(where + _line(model, found[0], at)) from None
+        found = sorted(error.errors(), key=_says_least)
+        raise SpecError(where + _line(model, value, found[0], at)) from None
     for keys in truth_values(value, made):  # pydantic takes true for 1
         raise SpecError(f"{where}{'.'.join(filter(None, [at, *keys]))}: should be a number, got a truth value")
     return made
 
 
-def _line(model: type[BaseModel], error: Any, at: str) -> str:
-    keys, known = _walk(model, error["loc"])
+def _says_least(error: Any) -> tuple[bool, bool]:
+    """A typo explains what is missing; of a union, the member that takes keys explains a value that has keys."""
+    named = error["type"] in ("literal_error", "string_type") and isinstance(error["input"], Mapping)
+    return error["type"] != "extra_forbidden", named
+
+
+def _line(model: type[BaseModel], value: Any, error: Any, at: str) -> str:
+    keys, inside, known = _walk(model, value, error)
+    path = ".".join(filter(None, [at, *keys]))
     if error["type"] == "extra_forbidden":
         parent = ".".join(filter(None, [at, *keys[:-1]]))
         return f"unknown key {keys[-1]!r}{f' in {parent}' if parent else ''}{nearest(keys[-1], known)}"
-    path = ".".join(filter(None, [at, *keys]))
     if error["type"] == "missing":
         return f"key `{path}` is required"
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        names = [*re.findall(r"'([^']+)'", error["ctx"]["expected"]), *(f"{{{name}: …}}" for name in inside)]
+        return f"{path}: unknown name {error['input']!r}{nearest(error['input'], names)}"
+    if error["type"] in ("too_short", "string_too_short"):
+        return f"{path}: is empty; give at least {error['ctx']['min_length']}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    message = message.replace("Input should", "should").split("\n")[0]
-    got = "" if error["type"] in ("value_error", "assertion_error") else f", got {_shown(error['input'])}"
+    message = re.sub(r"^(Input|String|List) should", "should", message).split("\n")[0]
+    got = "" if error["type"] in ("value_error", "assertion_error") else f", got {short(error['input'], 60)}"
     return f"{path}: {message}{got}" if path else f"{message}{got}"
 
 
-def _walk(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """The dotted key of an error without the tags of unions, and the keys known where it ends."""
+def _walk(model: type[BaseModel], value: Any, error: Any) -> tuple[list[str], list[str], list[str]]:
+    """The dotted key of an error, the fields of the models that may stand there, and the keys known where it ends.
+
+    What pydantic puts between the keys to tell the members of a union apart is no key of the value, and left out.
+    """
     models, keys, known = [model], [], list(model.model_fields)
-    for part in loc:
-        field = next((m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields), None)
-        if field is not None:
-            models = list(_models(field.annotation)) or models
-        elif isinstance(part, str) and part != loc[-1]:
-            continue  # the tag of a union
+    for part in error["loc"]:
+        around = sorted({name for one in models for name in one.model_fields})
+        if part in around:
+            fields = [one.model_fields[part] for one in models if part in one.model_fields]
+            models = [inner for field in fields for inner in _models(field.annotation)]
+        if isinstance(value, Mapping) and (part in value or (error["type"] == "missing" and part == error["loc"][-1])):
+            value = value.get(part)
+        elif isinstance(value, list | tuple) and isinstance(part, int):
+            value = value[part]
+        elif isinstance(value, BaseModel) and part in type(value).model_fields:
+            value = getattr(value, str(part))
+        else:
+            continue
         keys.append(str(part))
-        if part != loc[-1]:
-            known = sorted({name for m in models for name in m.model_fields})
-    return keys, known
+        known = around
+    return keys, sorted({name for one in models for name in one.model_fields}), known
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -68,8 +87,3 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for inner in get_args(annotation):
         yield from _models(inner)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -61,6 +61,11 @@ class Work:
         if aside := put_aside(self.store, described):
             self._listen(Event("note", text=put_aside_in_words(described, aside)))
 
+    def try_building(self, crew: Crew) -> None:
+        """Where no run was made yet, has a trainer built, or the given checkpoints loaded; nothing is written."""
+        if not any(self.store.result(key) for key in self.runs):
+            self.do(crew, [self.job("build")])
+
     def described(self) -> dict[str, Any]:
         """What the study is, as ``study.json`` holds it."""
         return describe(self.spec, self.facts, [self._entry(arm) for arm in self.arms])

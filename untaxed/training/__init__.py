@@ -5,6 +5,7 @@ from .algorithms import Algorithm as Algorithm
 from .arguments import check_arguments as check_arguments
 from .attached import Attached as Attached
 from .attached import attach as attach
+from .attached import join as join
 from .defaults import machine_defaults as machine_defaults
 from .in_step import with_delta as with_delta
 from .loop import Moment as Moment

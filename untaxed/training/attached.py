@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -57,8 +57,9 @@ def attach(trainer: Trainer, *methods: Method) -> Attached:
     Returns:
         What was attached; `detach()` takes it off again.
     Raises:
-        Unsupported: A method cannot work with this trainer, would do nothing there, or is attached already; the message
-            says why and what to do instead. What may have changed by then is checked again when training begins.
+        Unsupported: No method is given, or one cannot work with this trainer, would do nothing there, or is attached
+            already; the message says why and what to do instead. What may have changed by then is checked again when
+            training begins.
     Example:
         ::
 
@@ -66,6 +67,14 @@ def attach(trainer: Trainer, *methods: Method) -> Attached:
             attach(trainer, ElasticReset(decay=0.995, reset_every=260))
             trainer.train()
     """
+    check_trainer(trainer)
+    if not methods:
+        raise Unsupported("attach got no method and would do nothing; give one: attach(trainer, ElasticReset(…))")
+    return join(trainer, methods)
+
+
+def join(trainer: Trainer, methods: Sequence[Method]) -> Attached:
+    """As `attach`; without methods, what is returned only watches the trainer's steps."""
     check_trainer(trainer)
     attached = _existing(trainer)
     joined = attached.methods if attached else ()
@@ -77,7 +86,7 @@ def attach(trainer: Trainer, *methods: Method) -> Attached:
     attached = attached or Attached(trainer)
     attached.methods = joined
     attached.in_step.host([method for method in attached.methods if acts_in_step(method)])
-    warn_low_precision(trainer, methods)
+    warn_low_precision(trainer, tuple(methods))
     return attached
 
 

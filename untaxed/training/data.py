@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..errors import DataError, RunFailed
+from ..errors import DataError, RunFailed, nearest, short
+from ..measuring.rewards import rewards_of
+from ..rows import check_text
 from .task import Reward
 
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -17,18 +18,64 @@ def check_preferences(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     """Checks preference rows and keeps their three columns.
 
     Raises:
-        DataError: There are none, or a row lacks a column or prefers a text to itself; rows are counted from 1.
+        DataError: There are none, or `pair_check` refuses one; rows are counted from 1.
     """
     if not len(rows):
         raise DataError("the preferences are empty; at least one row with prompt, chosen and rejected is needed")
+    check = pair_check()
     for number, row in enumerate(rows, start=1):
-        if absent := [column for column in COLUMNS if row.get(column) is None]:
-            raise DataError(f"preferences row {number} has no {absent[0]!r}; its columns: {', '.join(sorted(row))}")
-        if not row["chosen"] or not row["rejected"]:
-            raise DataError(f"preferences row {number} has an empty {'rejected' if row['chosen'] else 'chosen'}")
-        if row["chosen"] == row["rejected"]:
-            raise DataError(f"preferences row {number} has chosen equal to rejected, which teaches nothing")
+        try:
+            check(row)
+        except ValueError as error:
+            raise DataError(f"preferences row {number}: {error}") from None
     return [{column: row[column] for column in COLUMNS} for row in rows]
+
+
+def pair_check() -> Callable[[Mapping[str, Any]], None]:
+    """A check to be called with every row of one set of pairs.
+
+    It raises `ValueError` for a row that lacks a column, has one that is null, empty or neither a text nor a list of
+    messages, prefers a text to itself, or holds messages where the rows before it hold texts.
+    """
+    kinds: list[str] = []
+
+    def check(row: Mapping[str, Any]) -> None:
+        for column in COLUMNS:
+            if column not in row:
+                raise ValueError(f"no column {column!r} (`columns: {{{column}: …}}` renames){nearest(column, row)}")
+            kinds[1:] = [_kind(column, row[column])]
+            if len(set(kinds)) > 1:
+                raise ValueError(f"{column} is {kinds[1]} where others are {kinds[0]}; write all in one way")
+        if empty := [column for column in COLUMNS[1:] if not row[column]]:
+            raise ValueError(f"{empty[0]} is empty; give a text, or leave the row out")
+        if row["chosen"] == row["rejected"]:
+            raise ValueError("chosen equals rejected, which teaches nothing; leave the row out")
+
+    return check
+
+
+def holds_messages(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether pairs are conversations, which only a chat template makes texts of."""
+    return bool(rows) and isinstance(rows[0].get("prompt"), list)
+
+
+def _kind(column: str, value: Any) -> str:
+    """What a value of a pair is, in words."""
+    if isinstance(value, str):
+        check_text(column, value)
+        return "a text"
+    if isinstance(value, list) and value and all(map(_is_message, value)):
+        for message in value:
+            check_text(column, message["content"])
+        return "a list of messages"
+    what = "null" if value is None else f"{short(value)}, which is {type(value).__name__}"
+    raise ValueError(
+        f"{column} is {what}; expected a text, or a list of messages {{role: …, content: …}} with texts in them"
+    )
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("role", "content"))
 
 
 def take_apart(pairs: Sequence[Mapping[str, Any]], *, seed: int) -> list[dict[str, Any]]:
@@ -69,14 +116,10 @@ def as_reward_function(reward: Reward, step: Callable[[], int]) -> Callable[...,
     """
 
     def proxy(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-        values = [float(value) for value in reward(prompts, completions)]
-        if len(values) != len(completions):
-            raise RunFailed(
-                f"the reward returned {len(values)} numbers for {len(completions)} completions at step {step()}"
-            )
-        for value, completion in zip(values, completions, strict=True):
-            if not math.isfinite(value):
-                raise RunFailed(f"the reward returned {value} at step {step()}, for the completion {completion[:80]!r}")
+        try:
+            values: list[float] = rewards_of("proxy", reward, prompts, completions).tolist()
+        except DataError as error:
+            raise RunFailed(f"at step {step()}: {error}") from error
         return values
 
     return proxy

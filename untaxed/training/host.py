@@ -142,5 +142,5 @@ def warn_low_precision(trainer: Trainer, methods: tuple[Method, ...]) -> None:
         warnings.warn(
             f"the trainable weights are {', '.join(sorted(narrow))} without a float32 master: updates of lr 1e-6 are "
             "mostly lost in rounding; load the model with dtype=torch.float32 and train with bf16=True",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from ..checkpoints import disk_is_full, no_bars, no_space
-from ..errors import RunFailed
+from ..errors import DataError, RunFailed
 from ..measuring import undisturbed
 from ..weights import trainable
-from .attached import Attached, attach
+from .attached import Attached, join
 from .host import policy
 from .memory import PeakMemory
 
@@ -89,7 +89,7 @@ def train(
 
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
-    attached = attached if attached is not None else attach(trainer)
+    attached = attached if attached is not None else join(trainer, ())
     watch = _Watch(trainer, attached, every, observe)
     recorder = Recorder(trainer, watch.seconds, log=log, resume_dir=resume_dir, checkpoint_every=checkpoint_every)
     checkpoint = recorder.start()
@@ -145,13 +145,25 @@ class _Watch:
         model = policy(self._trainer)
         if broken := [name for name, tensor in trainable(model).items() if not torch.isfinite(tensor).all()]:
             raise RunFailed(
-                f"the weights are not finite after step {step} ({len(broken)} tensors, {broken[0]!r} first)"
+                f"the weights are not finite after step {step} ({len(broken)} tensors, {broken[0]!r} first);"
+                " lower learning_rate"
             )
         resets = any("between" in method.acts for method in self._attached.methods)
         since = self._attached.steps_since_reset if resets else None
-        with undisturbed(model, self._trainer.processing_class), _own_precision(model):
+        with undisturbed(model, self._trainer.processing_class), _own_precision(model), _measured_at(step):
             self._observe(Moment(step, phase, since, model))  # type: ignore[arg-type]
         self._apart += time.perf_counter() - began
+
+
+@contextmanager
+def _measured_at(step: int) -> Iterator[None]:
+    """What measuring finds wrong with the policy, or with a reward, stops the run and names the step."""
+    try:
+        yield
+    except RunFailed as error:
+        raise RunFailed(f"at step {step}: {error}; lower learning_rate") from error
+    except DataError as error:
+        raise RunFailed(f"at step {step}: {error}") from error
 
 
 @contextmanager
@@ -178,7 +190,13 @@ def _finite_loss(trainer: Trainer) -> Iterator[None]:
     inner, patched = trainer.training_step, "training_step" in vars(trainer)
 
     def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = inner(*args, **kwargs)
+        try:
+            loss = inner(*args, **kwargs)
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            step = trainer.state.global_step + 1
+            raise RunFailed(f"the policy's probabilities are not finite at step {step}; lower learning_rate") from error
         if not torch.isfinite(loss):
             raise RunFailed(f"the loss is {loss.item()} at step {trainer.state.global_step + 1}; lower learning_rate")
         return loss

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..checkpoints import load_model, load_tokenizer, no_bars
-from ..errors import DataError, RunFailed, SpecError, require
+from ..checkpoints import disk_is_full, load_model, load_tokenizer, no_bars
+from ..errors import CheckpointError, DataError, RunFailed, SpecError, UntaxedError, last_line, require
 from ..method import Context, Method
 from .algorithms import Algorithm, algorithm
 from .arguments import check_arguments, to_config
-from .data import as_reward_function, check_preferences, check_prompts, take_apart
+from .data import as_reward_function, check_preferences, check_prompts, holds_messages, take_apart
 from .defaults import LARGE, machine_defaults, no_telemetry
 from .host import policy
 from .task import Task
@@ -49,7 +50,8 @@ def make_trainer(
             training are joined by `attach`.
     Raises:
         SpecError: An argument that is unknown or out of range, sizes that do not divide.
-        DataError: Preferences or prompts that cannot be used.
+        CheckpointError: A model that cannot be used, a tokenizer without an end-of-text token.
+        DataError: Preferences or prompts that cannot be used, or of which TRL leaves none over.
         Unsupported: A method that cannot work with this algorithm.
     """
     row = algorithm(name)
@@ -64,8 +66,11 @@ def make_trainer(
     if row.name == "grpo" and config.beta == 0:
         warnings.warn("grpo with beta 0: drift from the initial model is not part of training", stacklevel=2)
     require("datasets", extra="train")  # loaded before its bars can be switched off
-    with no_bars():
+    _check_tokenizer(row, tokenizer, task)
+    with no_bars(), _one_line(row):
         trainer = _build(row, config, task, model, tokenizer)
+    if not row.on_policy:
+        _check_dropped(row, trainer, task)
     _check_reference(trainer, task)
     _remove_printer(trainer)
     return trainer
@@ -120,6 +125,49 @@ def _build(row: Algorithm, config: Any, task: Task, model: nn.Module, tokenizer:
     data = datasets.Dataset.from_list(prompts)
     built.append(build(model, reward, args=config, train_dataset=data, processing_class=tokenizer))
     return built[0]
+
+
+@contextmanager
+def _one_line(row: Algorithm) -> Iterator[None]:
+    """What TRL raises while it builds a trainer becomes one line; the traceback stays behind it, as the cause."""
+    try:
+        yield
+    except UntaxedError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise RunFailed(f"algorithm {row.name}: no memory for its trainer: {last_line(error)}") from error
+    except Exception as error:
+        if disk_is_full(error):
+            raise
+        raise SpecError(
+            f"algorithm {row.name}: TRL cannot build {row.trainer} with these arguments, data and models:"
+            f" {type(error).__name__}: {last_line(error)}"
+        ) from error
+
+
+def _check_tokenizer(row: Algorithm, tokenizer: Any, task: Task) -> None:
+    """Every algorithm ends its texts, or finds their end, by the end-of-text token."""
+    if tokenizer.eos_token is None:
+        raise CheckpointError(
+            f"the tokenizer of {task.initial} has no eos_token, which {row.name} needs; "
+            "name one of its tokens as eos_token in tokenizer_config.json"
+        )
+    if not row.on_policy and holds_messages(task.preferences) and tokenizer.chat_template is None:
+        raise DataError(
+            f"the preferences are lists of messages, and the tokenizer of {task.initial} has no chat template to make "
+            "texts of them; give texts, or save the model with a tokenizer that has one"
+        )
+
+
+def _check_dropped(row: Algorithm, trainer: Any, task: Task) -> None:
+    """TRL drops the rows whose prompt alone takes `max_length` tokens, and says nothing."""
+    given, left = len(task.preferences) * (2 if row.takes_apart else 1), len(trainer.train_dataset)
+    if left == given:
+        return
+    how = f"{given - left} of {given} rows have prompts of {trainer.args.max_length} tokens or more (max_length)"
+    if not left:
+        raise DataError(f"algorithm {row.name}: {how}, so that nothing is left to train on; raise max_length")
+    warnings.warn(f"{row.name}: {how} and are left out of training; raise max_length", stacklevel=3)
 
 
 def _check_reference(trainer: Trainer, task: Task) -> None:
