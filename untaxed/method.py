@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, Literal, Protocol, Self, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, Self, get_type_hints, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -49,6 +49,14 @@ class Between(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Shown(Protocol):
+    """The live half of a method whose result is other weights than the policy's: an average that goes along."""
+
+    def variant(self) -> dict[str, Tensor]:
+        """These weights by the names of the policy's trainable parameters (local shards)."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,7 @@ class Method:
     summary: ClassVar[str]
     acts: ClassVar[frozenset[Site]] = frozenset()
     needs: ClassVar[frozenset[Need]] = frozenset()
+    resets: ClassVar[bool] = False  # True: replaces the policy's weights at steps of its own
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], where: str | None = None) -> Self:
@@ -159,6 +168,10 @@ class Method:
 
     def check(self, context: Context) -> None:
         """Raises `Unsupported` with the reason before any step, where the method cannot work."""
+
+    def tell(self) -> str:
+        """What these settings come to in numbers, for whoever chooses them; empty where there is nothing to say."""
+        return ""
 
     def arguments(self) -> dict[str, Any]:
         """Site `loss`: arguments that the algorithm itself already has for this method (its beta, say)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
 
-from .callbacks import ElasticReset
+from .callbacks import EMA, DriftTriggeredReset, ElasticReset, ResetToAverage, ResetToInitial
 from .errors import SpecError, nearest
 from .merging import Averaging
 from .method import Method
@@ -42,7 +42,9 @@ class EarlyStopping(Method):
 
 
 ROWS: tuple[type[Method], ...] = (
-    Plain, EarlyStopping, KL, Averaging, ElasticReset, OnDARE, OnTIES, OnlineMerging, UpdateDropout, MoFO, ChildTuning,
+    Plain, EarlyStopping, KL, Averaging,
+    EMA, ElasticReset, ResetToInitial, ResetToAverage, DriftTriggeredReset,
+    OnDARE, OnTIES, OnlineMerging, UpdateDropout, MoFO, ChildTuning,
 )  # fmt: skip
 METHODS: dict[str, type[Method]] = {row.name: row for row in ROWS}
 

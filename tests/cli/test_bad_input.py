@@ -70,7 +70,7 @@ def rows(path: Path, change: Callable[[list[dict[str, Any]]], None], out: Path) 
         ({"methods": ["plain", {"kl": {"beta": "x"}}]}, "spec.yaml: methods.1.kl.beta: should be a valid number"),
         (
             {"methods": [{"elastic_reset": {"decay": 0.9}}]},
-            "spec.yaml: methods.0.elastic_reset: the setting `reset_every` is required",
+            "spec.yaml: methods.0.elastic_reset: reset_every is missing: give it, or reset_when",
         ),
         ({"measure": {"abilities": {"select": []}}}, "measure."),
     ],

@@ -232,7 +232,7 @@ def malformed() -> list[tuple[Any, str]]:
     """States that `ElasticResetState(network(), …)` cannot have had, and what is said about them."""
     good = ElasticResetState(network(), decay=0.5, reset_every=3).state_dict()
     return [
-        ({}, "'average' is missing; 'initial' is missing; 'steps_since_reset' is missing; 'resets' is missing"),
+        ({}, "'average' is missing; 'initial' is missing; 'moments' is missing; 'steps_since_reset' is missing;"),
         (None, "it is NoneType, no mapping"),
         ({**good, "resets": "1"}, "'resets' must be a whole number from 0 on, got '1'"),
         ({**good, "steps_since_reset": -1}, "'steps_since_reset' must be a whole number from 0 on, got -1"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from untaxed import methods
 from untaxed.errors import SpecError, Unsupported
-from untaxed.method import Context, Method
+from untaxed.method import Context, Host, Method
 from untaxed.weights import same
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
@@ -21,6 +21,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "kl": [{"beta": 0.1}],
     "averaging": [{"initial_share": 0.0}, {"initial_share": 0.3}, {"initial_share": 1.0}],
     "elastic_reset": [{"decay": 0.9, "reset_every": 4}, {"decay": 0.5, "reset_every": 4, "update_every": 2}],
+    "ema": [{"decay": 0.9}, {"half_life": 4.0, "update_every": 2, "bias_correction": True}],
+    "reset_to_initial": [{"reset_every": 4}],
+    "reset_to_average": [{"decay": 0.9, "reset_every": 4}],
+    "drift_triggered_reset": [{"forward_kl": 0.5, "decay": 0.9}],
     "ondare": [{"density": 0.05, "merge_weight": 1e-4}, {"density": 1.0, "merge_weight": 0.0, "merge_every": 3}],
     "onties": [{"density": 0.2, "merge_weight": 1e-4}],
     "online": [{"density": 0.2, "merge_weight": 1e-2, "pull": "anchor"}],
@@ -100,7 +104,7 @@ def test_a_due_step_says_so_and_two_seeded_runs_agree(method: Method) -> None:
     for _ in range(2):
         torch.manual_seed(0)
         model = nn.Linear(3, 2)
-        live = method.between(model)
+        live = method.between(model, Host(drift=lambda: {"step": 3, "forward_kl": 0.7}))
         for _ in range(9):
             with torch.no_grad():
                 model.weight.add_(torch.randn_like(model.weight))

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
 from ..method import ALONE, Between, Context, Host, Method, Site, check_fraction
-from ..weights import check_same, snapshot
-from ._average import WeightAverage
+from ..weights import check_same, same
+from ._adaptive import AdaptiveBeta
+from ._average import WeightAverage, check_average, check_steps, decay_of
+from ._cycle import Cycle
+from ._followed import followed, overwrite, snapshot_of
+from ._moments import RULES, Moments, MomentsRule
 from ._state import COUNT, TENSORS, check_state
 
-STATE = {"average": TENSORS, "initial": TENSORS, "steps_since_reset": COUNT, "resets": COUNT}
+STATE = {
+    "average": TENSORS,
+    "initial": TENSORS,
+    "moments": TENSORS,
+    "steps_since_reset": COUNT,
+    "resets": COUNT,
+    "read_at": COUNT,
+}
+CHOICES = {
+    "target": ("average", "initial"),
+    "moments": RULES,
+    "reference": ("initial", "average", "none"),
+    "snapshot": ("copy", "reference"),
+}
 
 
 def kept_share(decay: float, updates: int) -> float:
@@ -37,7 +56,8 @@ def kept_share(decay: float, updates: int) -> float:
 
     Source: derived from the rule of Noukhovitch et al. 2023, arXiv:2312.07551.
     """
-    _check_settings(decay, updates, 1)
+    check_fraction("decay", decay)
+    check_steps("updates", updates)
     if decay == 1:
         return 0.0
     return 1 - decay * (1 - decay**updates) / (updates * (1 - decay))
@@ -52,14 +72,14 @@ class ElasticResetState:
 
     The first line every ``update_every`` steps, the second every ``reset_every`` steps, in this order.
 
-    The optimizer's state, schedules, reward models and frozen parameters are left alone, and parameters are written in
-    place. Cost: two float32 copies of the trainable parameters (for LoRA: of the adapters).
+    Schedules, reward models and frozen parameters are left alone, the optimizer's state too unless ``moments`` says
+    otherwise, and parameters are written in place. Cost: two float32 copies of the trainable parameters (for LoRA: of
+    the adapters); one with ``target="initial"``, or where the KL term's reference serves as the snapshot.
 
     Args:
         model: The policy at its initial weights; build this after sharding or moving it.
-        decay: :math:`\eta`, in [0, 1]; 1 resets to the initial model, 0 never changes the policy.
-        reset_every: Optimizer steps between resets, a multiple of ``update_every``.
-        update_every: Optimizer steps between updates of the average.
+        rule: The settings; or give them by name, see `ElasticReset`.
+        host: The training around the policy, where the settings need it: the optimizer, the reference, the drift meter.
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.zeros_(model.weight)
@@ -70,47 +90,87 @@ class ElasticResetState:
 
     Source: Noukhovitch, Lavoie, Strub, Courville 2023, arXiv:2312.07551.
     Differs: the authors' code updates the average once an iteration of rollouts or once an inner epoch; here the unit
-    is the optimizer step and `update_every` says how many. Their IMDB code also resets after the first iteration, and
-    takes the average as KL reference; ours does neither.
+    is the optimizer step and `update_every` says how many. Their IMDB code also resets after the first iteration
+    (``skip_first=False``), and takes the average as KL reference (``reference="average"``).
     """
 
-    def __init__(self, model: nn.Module, *, decay: float, reset_every: int, update_every: int = 1) -> None:
-        _check_settings(decay, reset_every, update_every)
-        self._reset_every = reset_every
-        self._update_every = update_every
-        self._average = WeightAverage(model, decay=decay)
-        self._initial = snapshot(model)
-        self.steps_since_reset = 0
-        self.resets = 0
+    def __init__(
+        self, model: nn.Module, rule: ElasticReset | None = None, *, host: Host = ALONE, **settings: Any
+    ) -> None:
+        rule = ElasticReset(**settings) if rule is None else rule
+        if rule.reset_when and host.drift is None:
+            raise Unsupported("reset_when needs a drift meter beside it: attach(trainer, DriftMeter(…), …)")
+        self._rule = rule
+        self._model = model
+        self._initial = self._snapshot(host)
+        self._average: WeightAverage | None = None
+        if rule.target == "average":
+            self._average = WeightAverage(
+                model,
+                decay=rule.decay,
+                half_life=rule.half_life,
+                update_every=rule.update_every,
+                exclude=rule.exclude,
+            )
+        self._cycle = Cycle(
+            rule.reset_every,
+            update_every=rule.update_every,
+            lengthen=rule.lengthen,
+            skip_first=rule.skip_first,
+            reset_when=rule.reset_when,
+            readings=host.drift,
+        )
+        averaged = self._average.decay if self._average and rule.moments == "averaged" else None
+        kept = rule.moments == "kept"
+        self._moments = None if kept else Moments(host.optimizer, model, rule.exclude, averaged)
+        self._adaptive = None if rule.kl_target is None else AdaptiveBeta(host, rule.kl_target)
+        self._reference = reference_of(host) if rule.reference == "average" else None
+        if rule.reference == "none":
+            if host.beta is None:
+                raise Unsupported("reference 'none' needs an algorithm whose KL term can be switched off: rloo or grpo")
+            host.beta.set(0.0)
+
+    @property
+    def steps_since_reset(self) -> int:
+        """Optimizer steps since the last reset, or since the start."""
+        return self._cycle.since
+
+    @property
+    def resets(self) -> int:
+        """Resets done."""
+        return self._cycle.resets
 
     def due(self) -> bool:
         """True when the next `step()` resets."""
-        return self.steps_since_reset + 1 >= self._reset_every
+        return self._cycle.due()
 
     def step(self) -> bool:
         """Advances by one optimizer step; True when it reset the policy."""
         due = self.due()
         self.skip()
         if due:
-            self._average.copy_to_model()
-            self._average.assign(self._initial)
-            self.steps_since_reset = 0
-            self.resets += 1
+            self._reset()
         return due
 
     def skip(self) -> None:
         """Advances by one optimizer step without a reset; one that was due stays due."""
-        self.steps_since_reset += 1
-        if self.steps_since_reset % self._update_every == 0:
+        self._cycle.advance()
+        if self._adaptive is not None:
+            self._adaptive.step()
+        if self._average is not None and self._cycle.since % self._rule.update_every == 0:
             self._average.update()
+            self._show_reference()
+            if self._moments is not None:
+                self._moments.update()
 
     def state_dict(self) -> dict[str, Any]:
         """The average, the initial weights and the counters: what a bit-identical resume needs."""
         return {
-            "average": self._average.tensors(),
+            "average": {} if self._average is None else self._average.tensors(),
             "initial": dict(self._initial),
-            "steps_since_reset": self.steps_since_reset,
-            "resets": self.resets,
+            "moments": {} if self._moments is None else dict(self._moments.averages),
+            "beta": None if self._adaptive is None else self._adaptive.beta,
+            **self._cycle.state_dict(),
         }
 
     @torch.no_grad()
@@ -121,11 +181,51 @@ class ElasticResetState:
             ValueError: It is no saved state, or one of another model; nothing is taken up then.
         """
         check_state(state, STATE, of="ElasticResetState")
-        saved: Mapping[str, Tensor] = state["initial"]
-        check_same(saved, self._initial, names=("the saved state", "the model"))
-        self._average.assign(state["average"])
-        torch._foreach_copy_(list(self._initial.values()), [saved[name] for name in self._initial])
-        self.steps_since_reset, self.resets = state["steps_since_reset"], state["resets"]
+        check_same(state["initial"], self._initial, names=("the saved state", "the model"))
+        if self._average is not None:
+            self._average.assign(state["average"])
+        overwrite(self._initial, state["initial"])
+        self._cycle.load_state_dict(state)
+        if self._moments is not None:
+            self._moments.load(state["moments"])
+        if self._adaptive is not None and state.get("beta") is not None:
+            self._adaptive.beta = state["beta"]
+        self._show_reference()
+
+    @torch.no_grad()
+    def _reset(self) -> None:
+        """The policy first, then the average: the other way around it would be a reset to the initial model."""
+        target = self._initial if self._average is None else self._average.tensors()
+        overwrite(followed(self._model, self._rule.exclude), target)
+        if self._moments is not None:
+            self._moments.reset()
+        self._cycle.begin()
+        if self._average is not None and self._rule.resets_average_at(self._cycle.resets):
+            self._average.assign(self._initial)
+            self._show_reference()
+
+    def _snapshot(self, host: Host) -> dict[str, Tensor]:
+        own = followed(self._model, self._rule.exclude)
+        if self._rule.snapshot == "copy":
+            return snapshot_of(own)
+        lent = {name: tensor for name, tensor in reference_of(host).items() if name in own}
+        if not same(lent, own) or any(tensor.dtype != torch.float32 for tensor in lent.values()):
+            raise Unsupported(
+                "snapshot 'reference' needs a reference that is the initial policy to the bit, in float32; take 'copy'"
+            )
+        return lent
+
+    def _show_reference(self) -> None:
+        if self._reference is not None and self._average is not None:
+            average = self._average.tensors()
+            overwrite({name: self._reference[name] for name in average}, average)
+
+
+def reference_of(host: Host) -> dict[str, Tensor]:
+    """The tensors of the KL term's reference, where the training shows them."""
+    if host.reference is None:
+        raise Unsupported("this needs the KL term's reference: give host=Host(reference=…)")
+    return host.reference()
 
 
 @dataclass(frozen=True)
@@ -134,8 +234,22 @@ class ElasticReset(Method):
 
     Args:
         decay: Of the average, in [0, 1].
-        reset_every: Optimizer steps between resets, a multiple of ``update_every``.
+        reset_every: Optimizer steps between resets, a multiple of ``update_every``; None: by ``reset_when`` alone.
         update_every: Optimizer steps between updates of the average.
+        half_life: In place of ``decay``, see `WeightAverage`.
+        target: What the policy becomes: its "average", or "initial", for which no average is kept.
+        reset_average: False: the average is never reset (the paper's control "reset to EMA").
+        average_reset_every: Optimizer steps between resets of the average, a multiple of ``reset_every``; None: at
+            every reset.
+        lengthen: Each cycle is so many times as long as the one before.
+        skip_first: False: a first reset comes after the first update already, as in the authors' IMDB code.
+        reset_when: Measures of the drift meter and values above which the policy is reset, clock or no clock.
+        moments: The optimizer's moments at a reset: "kept", "cleared", or "averaged" as the weights are.
+        exclude: Shell patterns of parameters that are neither averaged nor reset (a value head: ``"v_head.*"``).
+        reference: What the KL term holds the policy to: the "initial" model, the "average", or "none" (rloo, grpo).
+        kl_target: Beta follows this KL (rloo, grpo), see `AdaptiveBeta`.
+        snapshot: "copy" keeps the initial weights apart; "reference" takes the trainer's own reference for them, one
+            copy less, where it is the initial policy in float32.
     """
 
     name: ClassVar[str] = "elastic_reset"
@@ -143,29 +257,107 @@ class ElasticReset(Method):
     source: ClassVar[str] = "Noukhovitch et al. 2023, arXiv:2312.07551"
     summary: ClassVar[str] = "every n steps the policy falls back to its average, and the average to the initial model"
     acts: ClassVar[frozenset[Site]] = frozenset({"between"})
+    resets: ClassVar[bool] = True
 
-    decay: float
-    reset_every: int
+    decay: float | None = None
+    reset_every: int | None = None
     update_every: int = 1
+    half_life: float | None = None
+    target: Literal["average", "initial"] = "average"
+    reset_average: bool = True
+    average_reset_every: int | None = None
+    lengthen: float = 1.0
+    skip_first: bool = True
+    reset_when: dict[str, float] | None = field(default=None, hash=False)
+    moments: MomentsRule = "kept"
+    exclude: tuple[str, ...] = ()
+    reference: Literal["initial", "average", "none"] = "initial"
+    kl_target: float | None = None
+    snapshot: Literal["copy", "reference"] = "copy"
 
     def __post_init__(self) -> None:
-        _check_settings(self.decay, self.reset_every, self.update_every)
+        if self.target == "average":
+            check_average(self.decay, self.half_life, self.update_every)
+        else:
+            check_steps("update_every", self.update_every)
+        self._check_clock()
+        self._check_choices()
+
+    def settings(self) -> dict[str, Any]:
+        """The first three always, the others where they are not at their defaults."""
+        chosen = {
+            field.name: getattr(self, field.name)
+            for number, field in enumerate(dataclasses.fields(self))
+            if number < 3 or getattr(self, field.name) != field.default
+        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()}
+
+    def tell(self) -> str:
+        """The share of a cycle's displacement that a steadily drifting policy keeps at its first reset."""
+        if self.target == "initial":
+            return "nothing of a cycle's displacement is kept at a reset"
+        if self.reset_every is None:
+            return "how long a cycle is the drift decides, and so what share of its displacement is kept"
+        updates = self.reset_every // self.update_every
+        decay = decay_of(self.decay, self.half_life, self.update_every)
+        return (
+            f"n = {updates} updates a cycle, decay {decay:.6g}: n (1 - decay) = {updates * (1 - decay):.3g}; under "
+            f"steady drift {kept_share(decay, updates):.1%} of a cycle's displacement is kept at the first reset, and "
+            f"{decay**updates:.1%} of the average is the initial model"
+        )
+
+    def resets_average_at(self, number: int) -> bool:
+        """True when the average falls back, too, at the reset of this number, counted from 1."""
+        if not self.reset_average:
+            return False
+        if self.average_reset_every is None or self.reset_every is None:
+            return True
+        return number % (self.average_reset_every // self.reset_every) == 0
 
     def check(self, context: Context) -> None:
-        if context.max_steps is not None and self.reset_every >= context.max_steps:
+        last = context.max_steps
+        if last is not None and self.reset_every is not None and self.reset_every >= last and not self.reset_when:
             raise Unsupported(
-                f"elastic_reset would never reset: reset_every is {self.reset_every}, training has {context.max_steps} "
+                f"{self.name} would never reset: reset_every is {self.reset_every}, training has {last} "
                 "steps, and none comes at the last one; lower reset_every"
             )
+        asked = "kl_target" if self.kl_target is not None else "reference" if self.reference == "none" else None
+        if asked and context.algorithm not in (None, "rloo", "grpo"):
+            raise Unsupported(f"{self.name}: {asked} changes the KL term of rloo and grpo; this is {context.algorithm}")
 
     def between(self, model: nn.Module, host: Host = ALONE) -> Between:
-        return ElasticResetState(model, decay=self.decay, reset_every=self.reset_every, update_every=self.update_every)
+        return ElasticResetState(model, self, host=host)
 
+    def _check_clock(self) -> None:
+        every, unit = self.reset_every, self.update_every
+        if every is None and not self.reset_when:
+            raise ValueError("reset_every is missing: give it, or reset_when")
+        if every is not None:
+            check_steps("reset_every", every)
+            if every % unit:
+                raise ValueError(f"reset_every must be a multiple of update_every, got {every} and {unit}")
+        longer = self.average_reset_every
+        if longer is not None:
+            check_steps("average_reset_every", longer)
+            if every is None or longer % every or self.lengthen != 1 or self.reset_when or not self.reset_average:
+                raise ValueError("average_reset_every must be a multiple of reset_every, on a steady clock alone")
+        if isinstance(self.lengthen, bool) or not 1 <= self.lengthen < math.inf:
+            raise ValueError(f"lengthen must be at least 1, got {self.lengthen}")
+        for name, limit in (self.reset_when or {}).items():
+            if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
+                raise ValueError(f"reset_when: the limit of {name} must be a number above 0, got {limit!r}")
 
-def _check_settings(decay: float, reset_every: int, update_every: int) -> None:
-    check_fraction("decay", decay)
-    for name, value in (("reset_every", reset_every), ("update_every", update_every)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
-    if reset_every % update_every:
-        raise ValueError(f"reset_every must be a multiple of update_every, got {reset_every} and {update_every}")
+    def _check_choices(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.target == "initial":
+            given = [name for name in ("decay", "half_life", "average_reset_every") if getattr(self, name) is not None]
+            if self.moments == "averaged" or self.reference == "average":
+                given.append("moments" if self.moments == "averaged" else "reference")
+            if given:
+                raise ValueError(f"{given[0]} needs an average, and with target 'initial' none is kept")
+        if self.snapshot == "reference" and self.reference != "initial":
+            raise ValueError("snapshot 'reference' needs a reference that stays initial")
+        if self.kl_target is not None and (not 0 < self.kl_target < math.inf or self.reference == "none"):
+            raise ValueError("kl_target must be above 0, and needs a KL term (reference must not be 'none')")

@@ -43,6 +43,12 @@ def is_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(tensor, Tensor) for tensor in value.values())
 
 
+def is_fraction(value: Any) -> bool:
+    """True for a number from 0 to 1."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+FRACTION = ("a number from 0 to 1", is_fraction)
 COUNT = ("a whole number from 0 on", is_count)
 TENSORS = ("tensors by name", is_tensors)
 

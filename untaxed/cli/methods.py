@@ -15,13 +15,23 @@ if TYPE_CHECKING:
 @one_line_errors
 def command(
     name: Annotated[str | None, typer.Argument(help="A method; none: the table.")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE: says what these settings come to.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the remedies, or say what one does, when it acts and what it can be set to.
 
-    Example: untaxed methods elastic_reset
+    Example: untaxed methods elastic_reset decay=0.995 reset_every=17
     """
     from .. import methods
+
+    if name and settings:
+        method = methods.build(name, _parsed(settings))
+        told = {"name": name, "settings": method.settings(), "told": method.tell()}
+        if as_json:
+            print_json(told)
+        else:
+            typer.echo(f"{name}: {method.tell() or 'fits; there is nothing to say about these settings in numbers'}")
+        return
 
     cards = [_card(method) for method in ([methods.get(name)] if name else methods.rows().values())]
     if as_json:
@@ -30,6 +40,23 @@ def command(
         _print_card(cards[0])
     else:
         _print_table(cards)
+
+
+def _parsed(settings: list[str]) -> dict[str, Any]:
+    import yaml
+
+    from ..errors import SpecError
+
+    values = {}
+    for one in settings:
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise SpecError(f"a setting is given as KEY=VALUE, got {one!r}")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise SpecError(f"{key}: {value!r} is no value") from None
+    return values
 
 
 def _card(method: type[Method]) -> dict[str, Any]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
+from ..callbacks._followed import overwrite
 from ..callbacks._state import COUNT, Check, check_state
 from ..errors import StoreError, Unsupported
-from ..method import Between, Method
+from ..method import Between, Method, Shown
 from ..weights import trainable
 from .around import host_of
 from .host import (
@@ -180,6 +182,8 @@ class Attached:
         self.steps_since_reset = 0
         host = host_of(self._trainer)
         self._live = [method.between(model, host) for method in between]
+        if sum(isinstance(live, Shown) for live in self._live) > 1:
+            raise Unsupported("two averages go along, and only one can be what is measured and shipped; leave one out")
         if self._loaded is not None:
             self._take_up()
 
@@ -205,6 +209,26 @@ class Attached:
             self.steps_since_reset = 0
             if self.observer is not None:
                 self.observer(step, last=last, phase="after")
+
+    @contextmanager
+    def shown(self) -> Iterator[nn.Module]:
+        """The policy with the weights that are to be measured and shipped: those of an average that goes along, or its
+        own. They are put back at the end, bit for bit: ``with attached.shown(): trainer.save_model()``.
+        """
+        model = policy(self._trainer)
+        given = [live.variant() for live in self._live if isinstance(live, Shown)]
+        if not given:
+            yield model
+            return
+        current = {name: tensor for name, tensor in trainable(model).items() if name in given[-1]}
+        own = {name: tensor.clone() for name, tensor in current.items()}
+        try:
+            with torch.no_grad():
+                overwrite(current, given[-1])
+            yield model
+        finally:
+            with torch.no_grad():
+                overwrite(current, own)
 
     def save(self, directory: Path) -> None:
         """Writes the state into one of the trainer's checkpoints; every process writes its own shard."""

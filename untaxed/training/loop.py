@@ -148,9 +148,14 @@ class _Watch:
                 f"the weights are not finite after step {step} ({len(broken)} tensors, {broken[0]!r} first);"
                 " lower learning_rate"
             )
-        resets = any("between" in method.acts for method in self._attached.methods)
+        resets = any(method.resets for method in self._attached.methods)
         since = self._attached.steps_since_reset if resets else None
-        with undisturbed(model, self._trainer.processing_class), _own_precision(model), _measured_at(step):
+        with (
+            self._attached.shown(),
+            undisturbed(model, self._trainer.processing_class),
+            _own_precision(model),
+            _measured_at(step),
+        ):
             self._observe(Moment(step, phase, since, model))  # type: ignore[arg-type]
         self._apart += time.perf_counter() - began
 

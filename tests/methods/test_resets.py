@@ -1,0 +1,355 @@
+"""Elastic Reset's options, the controls that are rows of their own, and the average alone."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from untaxed import methods
+from untaxed.callbacks import EMA, ElasticReset, ElasticResetState, WeightAverage
+from untaxed.callbacks._cycle import Cycle
+from untaxed.errors import Unsupported
+from untaxed.method import Context, Host, Setting
+from untaxed.weights import same, snapshot, trainable
+
+STEPS = 13
+
+
+class Training:
+    """A model that moves as Adam moves it, and the host that a trainer would make of it."""
+
+    def __init__(self, beta: float = 0.1, kl: float = 3.0) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        self.reference = {name: tensor.clone() for name, tensor in trainable(self.model).items()}
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.05)
+        self.generator = torch.Generator().manual_seed(1)
+        self.numbers = {"beta": beta, "kl": kl}
+        self.readings: dict[str, float] = {}
+        self.steps = 0
+        self.host = Host(
+            optimizer=self.optimizer,
+            reference=lambda: self.reference,
+            beta=Setting(lambda: self.numbers["beta"], lambda value: self.numbers.update(beta=value)),
+            kl=lambda: self.numbers["kl"],
+            drift=lambda: self.readings,
+        )
+
+    def step(self) -> None:
+        self.steps += 1
+        for parameter in self.model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=self.generator)
+        self.optimizer.step()
+        self.readings = {"step": self.steps, "forward_kl": 0.2 * self.steps % 1.5}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in trainable(self.model).items()}
+
+    def everything(self) -> dict[str, Any]:
+        moments = {
+            f"{number}/{key}": value.clone()
+            for number, state in enumerate(self.optimizer.state.values())
+            for key, value in state.items()
+        }
+        return {**self.weights(), **moments, **{f"ref/{name}": t.clone() for name, t in self.reference.items()}}
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"decay": 0.8, "reset_every": 4},
+    {"decay": 0.8, "reset_every": 4, "update_every": 2, "skip_first": False},
+    {"half_life": 3.0, "reset_every": 5},
+    {"reset_every": 4, "target": "initial"},
+    {"reset_every": 4, "target": "initial", "moments": "cleared"},
+    {"decay": 0.8, "reset_every": 4, "reset_average": False},
+    {"decay": 0.8, "reset_every": 3, "average_reset_every": 6},
+    {"decay": 0.8, "reset_every": 2, "lengthen": 1.5},
+    {"decay": 0.8, "reset_when": {"forward_kl": 0.7}},
+    {"decay": 0.8, "reset_every": 6, "reset_when": {"forward_kl": 1.1}},
+    {"decay": 0.8, "reset_every": 4, "moments": "cleared"},
+    {"decay": 0.8, "reset_every": 4, "moments": "averaged"},
+    {"decay": 0.8, "reset_every": 4, "exclude": ["1.*"]},
+    {"decay": 0.8, "reset_every": 4, "reference": "average"},
+    {"decay": 0.8, "reset_every": 4, "kl_target": 1.0},
+    {"decay": 0.8, "reset_every": 4, "snapshot": "reference"},
+]
+
+
+def play(rule: ElasticReset, steps: int = STEPS) -> tuple[Training, list[int]]:
+    training = Training()
+    state = rule.between(training.model, training.host)
+    resets = []
+    for step in range(1, steps + 1):
+        training.step()
+        assert state.due() == state.step() == (len(resets) < state.resets)  # type: ignore[attr-defined]
+        if state.resets > len(resets):  # type: ignore[attr-defined]
+            resets.append(step)
+    return training, resets
+
+
+@pytest.mark.parametrize("settings", OPTIONS, ids=str)
+def test_a_resume_at_every_step_is_bit_identical(settings: dict[str, Any]) -> None:
+    rule = methods.build("elastic_reset", settings)
+    assert methods.build("elastic_reset", rule.settings()) == rule
+    expected = play(rule)[0]  # type: ignore[arg-type]
+    for stop in range(1, STEPS):
+        training = Training()
+        first = rule.between(training.model, training.host)
+        for step in range(1, STEPS + 1):
+            training.step()
+            first.step()
+            if step == stop:
+                saved = first.state_dict()
+                copied = {
+                    key: {name: tensor.clone() for name, tensor in value.items()} if isinstance(value, dict) else value
+                    for key, value in saved.items()
+                }
+                here, reference = training.weights(), training.reference
+                with torch.no_grad():  # whoever resumes has a drifted policy, a fresh reference and the first beta
+                    if rule.snapshot == "reference":  # type: ignore[attr-defined]
+                        for name, tensor in trainable(training.model).items():
+                            tensor.copy_(reference[name])
+                    elif rule.reference == "average":  # type: ignore[attr-defined]
+                        for tensor in reference.values():
+                            tensor.zero_()
+                first = rule.between(training.model, training.host)
+                with torch.no_grad():
+                    for name, tensor in trainable(training.model).items():
+                        tensor.copy_(here[name])
+                first.load_state_dict(copied)
+        assert same(training.everything(), expected.everything()), stop
+        assert training.numbers == expected.numbers
+
+
+@pytest.mark.parametrize(
+    ("settings", "resets"),
+    [
+        ({"reset_every": 4}, [4, 8, 12]),
+        ({"reset_every": 4, "skip_first": False}, [1, 5, 9, 13]),  # as epochs 0, 4, 8, 12 of the authors' code
+        ({"reset_every": 2, "lengthen": 2.0}, [2, 6]),  # cycles of 2, 4, 8
+        ({"reset_every": 3, "lengthen": 1.5}, [3, 8]),  # 3, 4.5 rounded up, 6.75 rounded up
+        ({"reset_when": {"forward_kl": 0.9}}, [5, 6, 7, 12, 13]),  # readings 1, 1.2, 1.4, then 0.1, ...
+        ({"reset_every": 4, "reset_when": {"forward_kl": 0.9}}, [4, 5, 6, 7, 11, 12, 13]),
+    ],
+)
+def test_when_it_resets(settings: dict[str, Any], resets: list[int]) -> None:
+    assert play(ElasticReset(decay=0.5, **settings))[1] == resets
+
+
+def test_a_reading_leads_to_one_reset() -> None:
+    readings = {"step": 3.0, "forward_kl": 2.0}
+    cycle = Cycle(None, reset_when={"forward_kl": 1.0}, readings=lambda: readings)
+    assert cycle.due()
+    cycle.advance()
+    cycle.begin()
+    assert not cycle.due()  # it speaks of the policy before
+    readings["step"] = 4.0
+    assert cycle.due()
+
+
+def test_the_reset_average_is_the_old_one_and_then_initial() -> None:
+    training = Training()
+    initial = snapshot(training.model)
+    state = ElasticResetState(training.model, decay=0.7, reset_every=2, average_reset_every=4, host=training.host)
+    beside = WeightAverage(training.model, decay=0.7)
+    for step in range(1, 5):
+        training.step()
+        beside.update()
+        state.step()
+        if step == 2:
+            assert same(training.weights(), beside.tensors())
+            assert same(state.state_dict()["average"], beside.tensors())  # on the longer clock it goes on
+    assert same(training.weights(), beside.tensors())
+    assert same(state.state_dict()["average"], initial)
+
+
+def test_a_reset_to_initial_keeps_no_average_and_the_moments() -> None:
+    training = Training()
+    initial = snapshot(training.model)
+    state = methods.build("reset_to_initial", {"reset_every": 3}).between(training.model, training.host)
+    for _ in range(3):
+        training.step()
+        moments = [state["exp_avg"].clone() for state in training.optimizer.state.values()]
+        state.step()
+    assert same(training.weights(), initial)
+    assert state.state_dict()["average"] == {}
+    assert all(torch.equal(a, s["exp_avg"]) for a, s in zip(moments, training.optimizer.state.values(), strict=True))
+
+
+def test_moments_are_cleared_or_averaged() -> None:
+    for rule in ("cleared", "averaged"):
+        training = Training()
+        state = ElasticResetState(training.model, decay=0.5, reset_every=2, moments=rule, host=training.host)
+        seen = []
+        for _ in range(2):
+            training.step()
+            seen.append([one["exp_avg"].clone() for one in training.optimizer.state.values()])
+            state.step()
+        for number, one in enumerate(training.optimizer.state.values()):
+            if rule == "cleared":
+                assert not one["exp_avg"].any()
+                assert not one["exp_avg_sq"].any()
+                assert one["step"] == 0
+            else:  # from 0: 0.5 * (0.5 * first) + 0.5 * second
+                torch.testing.assert_close(one["exp_avg"], 0.25 * seen[0][number] + 0.5 * seen[1][number])
+                assert one["step"] == 2
+
+
+def test_what_is_excluded_is_left_alone() -> None:
+    training = Training()
+    initial = snapshot(training.model)
+    state = ElasticResetState(training.model, decay=1.0, reset_every=2, exclude=("1.*",), host=training.host)
+    for _ in range(2):
+        training.step()
+        here = training.weights()
+        state.step()
+    now = training.weights()
+    for name in now:
+        assert torch.equal(now[name], here[name] if name.startswith("1.") else initial[name])
+    with pytest.raises(ValueError, match=r"no trainable parameter is called 'v_head\.\*'"):
+        ElasticResetState(training.model, decay=0.5, reset_every=2, exclude=("v_head.*",))
+
+
+def test_the_reference_becomes_the_average() -> None:
+    training = Training()
+    state = ElasticResetState(training.model, decay=0.5, reset_every=3, reference="average", host=training.host)
+    for step in range(1, 4):
+        training.step()
+        state.step()
+        assert same(training.reference, state.state_dict()["average"]), step
+
+
+def test_beta_follows_its_target_and_none_switches_it_off() -> None:
+    training = Training(beta=1.0, kl=3.0)
+    state = ElasticResetState(training.model, decay=0.5, reset_every=9, kl_target=1.0, host=training.host)
+    state.step()
+    assert training.numbers["beta"] == pytest.approx(1.02)  # 3 / 1 - 1 = 2, cut to 0.2
+    training.numbers["kl"] = 0.9
+    state.step()
+    assert training.numbers["beta"] == pytest.approx(1.02 * 0.99)
+    ElasticResetState(training.model, decay=0.5, reset_every=9, reference="none", host=training.host)
+    assert training.numbers["beta"] == 0
+
+
+def test_the_reference_serves_as_snapshot_only_where_it_is_initial() -> None:
+    training = Training()
+    state = ElasticResetState(training.model, decay=0.5, reset_every=2, snapshot="reference", host=training.host)
+    assert all(one is training.reference[name] for name, one in state.state_dict()["initial"].items())
+    training.step()
+    with pytest.raises(Unsupported, match="the initial policy to the bit"):
+        ElasticResetState(training.model, decay=0.5, reset_every=2, snapshot="reference", host=training.host)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "give one of decay and half_life"),
+        ({"decay": 0.5, "half_life": 3.0, "reset_every": 2}, "give one of decay and half_life"),
+        ({"half_life": 0.0, "reset_every": 2}, "half_life must be a number of optimizer steps above 0"),
+        ({"decay": 0.5}, "reset_every is missing: give it, or reset_when"),
+        ({"decay": 0.5, "reset_every": 2, "lengthen": 0.5}, "lengthen must be at least 1"),
+        ({"decay": 0.5, "reset_every": 2, "average_reset_every": 3}, "a multiple of reset_every"),
+        ({"decay": 0.5, "reset_every": 2, "average_reset_every": 4, "lengthen": 2.0}, "on a steady clock alone"),
+        ({"decay": 0.5, "reset_when": {"forward_kl": -1.0}}, "the limit of forward_kl must be a number above 0"),
+        ({"decay": 0.5, "reset_every": 2, "target": "first"}, "target must be one of average, initial"),
+        ({"decay": 0.5, "reset_every": 2, "target": "initial"}, "decay needs an average"),
+        ({"reset_every": 2, "target": "initial", "moments": "averaged"}, "moments needs an average"),
+        ({"reset_every": 2, "target": "initial", "reference": "average"}, "reference needs an average"),
+        ({"decay": 0.5, "reset_every": 2, "kl_target": 0.0}, "kl_target must be above 0"),
+        ({"decay": 0.5, "reset_every": 2, "snapshot": "reference", "reference": "average"}, "stays initial"),
+    ],
+)
+def test_settings_that_say_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ElasticReset(**settings)
+
+
+def test_what_a_loop_must_show() -> None:
+    model = nn.Linear(2, 1)
+    for settings, message in (
+        ({"reset_when": {"forward_kl": 1.0}}, "needs a drift meter"),
+        ({"reset_every": 2, "moments": "cleared"}, "needs the optimizer"),
+        ({"reset_every": 2, "reference": "average"}, "needs the KL term's reference"),
+        ({"reset_every": 2, "kl_target": 1.0}, "rloo or grpo"),
+        ({"reset_every": 2, "reference": "none"}, "rloo or grpo"),
+    ):
+        with pytest.raises(Unsupported, match=message):
+            ElasticResetState(model, decay=0.5, **settings)
+    with pytest.raises(Unsupported, match="kl_target changes the KL term of rloo and grpo; this is dpo"):
+        ElasticReset(decay=0.5, reset_every=2, kl_target=1.0).check(Context("dpo", 10))
+
+
+# --- the average ---------------------------------------------------------------------------------------------------
+
+
+def test_a_half_life_is_one() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    average = WeightAverage(model, half_life=6, update_every=2)
+    nn.init.ones_(model.weight)
+    for _ in range(6):
+        average.step()
+    assert average.tensors()["weight"].item() == pytest.approx(0.5)
+
+
+def test_a_bias_is_taken_out_and_a_warm_up_forgets_the_start() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 7.0)
+    corrected = WeightAverage(model, decay=0.9, bias_correction=True)
+    warm = WeightAverage(model, decay=0.9, warm_up=1)
+    with pytest.raises(ValueError, match="before the first update"):
+        corrected.tensors()
+    for value in (1.0, 2.0):
+        nn.init.constant_(model.weight, value)
+        corrected.step()
+        warm.step()
+    assert corrected.tensors()["weight"].item() == pytest.approx((0.09 * 1 + 0.1 * 2) / 0.19)
+    assert warm.tensors()["weight"].item() == pytest.approx(2 / 3 * (0.5 * 7 + 0.5 * 1) + 1 / 3 * 2)  # 1/2, then 2/3
+    saved = corrected.state_dict()
+    again = WeightAverage(model, decay=0.9, bias_correction=True)
+    again.load_state_dict(saved)
+    assert same(again.tensors(), corrected.tensors())
+
+
+def test_in_bfloat16_a_gap_of_one_ulp_closes() -> None:
+    model = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    nn.init.ones_(model.weight)
+    average = WeightAverage(model, decay=0.99)
+    nn.init.constant_(model.weight, 1.0078125)
+    for _ in range(1000):
+        average.step()
+    with average.swapped_in():
+        assert model.weight.item() == 1.0078125
+
+
+def test_a_swap_gives_the_weights_back_whatever_happens() -> None:
+    training = Training()
+    average = WeightAverage(training.model, decay=0.5)
+    training.step()
+    average.step()
+    before = training.weights()
+    pointers = [parameter.data_ptr() for parameter in training.model.parameters()]
+    seen = []
+    with contextlib.suppress(KeyboardInterrupt), average.swapped_in(training.model):
+        seen.append(training.weights())
+        raise KeyboardInterrupt
+    assert not same(seen[0], before)
+    assert same(training.weights(), before)
+    assert pointers == [parameter.data_ptr() for parameter in training.model.parameters()]
+
+
+def test_the_average_beside_a_policy_changes_nothing() -> None:
+    training, plain = Training(), Training()
+    live = EMA(decay=0.8).between(training.model)
+    average = WeightAverage(plain.model, decay=0.8)
+    for _ in range(5):
+        for one in (training, plain):
+            one.step()
+        assert not live.due()
+        assert not live.step()
+        average.step()
+    assert same(training.weights(), plain.weights())
+    assert same(live.variant(), average.tensors())  # type: ignore[attr-defined]

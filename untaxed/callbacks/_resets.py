@@ -1,0 +1,116 @@
+"""The controls that Elastic Reset is to be held against, and resets by drift: rows of their own for short specs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..method import ALONE, Between, Context, Host, Method, Site
+from ._elastic_reset import ElasticReset, ElasticResetState
+from ._moments import MomentsRule
+
+
+class _Reset(Method):
+    """A row that is Elastic Reset with some of its settings fixed."""
+
+    acts: ClassVar[frozenset[Site]] = frozenset({"between"})
+    resets: ClassVar[bool] = True
+
+    def rule(self) -> ElasticReset:
+        """The same in Elastic Reset's own settings."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        self.rule()
+
+    def settings(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in super().settings().items()}
+
+    def tell(self) -> str:
+        return self.rule().tell()
+
+    def check(self, context: Context) -> None:
+        self.rule().check(context)
+
+    def between(self, model: nn.Module, host: Host = ALONE) -> Between:
+        return ElasticResetState(model, self.rule(), host=host)
+
+
+@dataclass(frozen=True)
+class ResetToInitial(_Reset):
+    """Resets the policy to the initial model at intervals; keeps no average.
+
+    Args:
+        reset_every: Optimizer steps between resets.
+        moments: The optimizer's moments at a reset: "kept" or "cleared".
+        exclude: Shell patterns of parameters that are not reset.
+    """
+
+    name: ClassVar[str] = "reset_to_initial"
+    title: ClassVar[str] = "Reset to initial"
+    source: ClassVar[str] = "control of Noukhovitch et al. 2023, arXiv:2312.07551"
+    summary: ClassVar[str] = "every n steps the policy falls back to the initial model: what is left is the optimizer"
+
+    reset_every: int
+    moments: MomentsRule = "kept"
+    exclude: tuple[str, ...] = ()
+
+    def rule(self) -> ElasticReset:
+        return ElasticReset(
+            reset_every=self.reset_every, target="initial", moments=self.moments, exclude=tuple(self.exclude)
+        )
+
+
+@dataclass(frozen=True)
+class ResetToAverage(_Reset):
+    """Resets the policy to its average at intervals; the average goes on from there.
+
+    Args:
+        decay: Of the average, in [0, 1].
+        reset_every: Optimizer steps between resets, a multiple of ``update_every``.
+        update_every: Optimizer steps between updates of the average.
+    """
+
+    name: ClassVar[str] = "reset_to_average"
+    title: ClassVar[str] = "Reset to average"
+    source: ClassVar[str] = "control of Noukhovitch et al. 2023, arXiv:2312.07551"
+    summary: ClassVar[str] = "every n steps the policy falls back to its average, which is never reset itself"
+
+    decay: float
+    reset_every: int
+    update_every: int = 1
+
+    def rule(self) -> ElasticReset:
+        return ElasticReset(
+            decay=self.decay, reset_every=self.reset_every, update_every=self.update_every, reset_average=False
+        )
+
+
+@dataclass(frozen=True)
+class DriftTriggeredReset(_Reset):
+    """Elastic Reset when the drift meter says so, in place of a clock.
+
+    Args:
+        forward_kl: Token-mean KL(initial, policy) in nats above which the policy is reset.
+        decay: Of the average, in [0, 1].
+        update_every: Optimizer steps between updates of the average.
+    """
+
+    name: ClassVar[str] = "drift_triggered_reset"
+    title: ClassVar[str] = "Reset by drift"
+    source: ClassVar[str] = "this project, after Noukhovitch et al. 2023, arXiv:2312.07551"
+    summary: ClassVar[str] = "the policy falls back to its average when its measured drift is too large"
+
+    forward_kl: float
+    decay: float
+    update_every: int = 1
+
+    @property
+    def reset_when(self) -> dict[str, float]:
+        """What the drift meter must measure, and the limit."""
+        return {"forward_kl": self.forward_kl}
+
+    def rule(self) -> ElasticReset:
+        return ElasticReset(decay=self.decay, update_every=self.update_every, reset_when=self.reset_when)
