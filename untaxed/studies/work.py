@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class Work:
         self._listen(Event("note", text="checking models, data and methods"))
         self.facts = self.do(crew, [self.job("prepare")] * crew.size)[0]  # every worker makes itself ready
         self.runs = plan_runs(self.arms, self.spec.seeds, self.facts["identity"])
+        if any(arm.early_stopping for arm in self.arms) and self.facts["measured_steps"] == 1:
+            self._listen(Event("warning", text=_nothing_to_stop_at(self.facts)))
         described = self.described()
         compare(self.store, described)
         check_results(self.store, self.runs)
@@ -203,6 +206,15 @@ class Work:
             if isinstance(result, Crash):
                 raise UntaxedError(f"a worker stopped: {result.why}; what was finished is kept, so try again")
         return results
+
+
+def _nothing_to_stop_at(facts: Mapping[str, Any]) -> str:
+    if facts["given"]:
+        return "early_stopping has nothing to choose from: one checkpoint is given"
+    return (
+        f"early_stopping has nothing to choose from: with measure.every {facts['every']} and {facts['steps']} steps"
+        " only the last step is measured; lower measure.every"
+    )
 
 
 def _in_words(method: Method) -> str:
