@@ -18,11 +18,21 @@ def slow(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
 
 
 def deadly(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """Kills its process, once, when the file that DEADLY names is there."""
+    """Kills its process, once, when the file that DEADLY names is there: at the call after as many as it says."""
     order = Path(os.environ["DEADLY"])
     if order.exists():
+        left = int(order.read_text() or 0)
         order.unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        order.write_text(str(left - 1))
+    return tiny.reward(prompts, completions)
+
+
+def service(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """Is out of reach while SERVICE_DOWN is set."""
+    if "SERVICE_DOWN" in os.environ:
+        raise ConnectionError("the reward service is down")
     return tiny.reward(prompts, completions)
 
 

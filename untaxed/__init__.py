@@ -1,14 +1,13 @@
 """Align language models without the alignment tax.
 
-The names below are loaded when they are first used, so that `import untaxed` costs little more than `import torch`.
+The names below are loaded when they are first used, and torch with them: `import untaxed` alone loads nothing heavy, so
+that the command line is ready for Ctrl-C from its first moment.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
-
-import torch as torch
 
 from .errors import UntaxedError as UntaxedError
 

@@ -20,6 +20,8 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+INTERRUPTED = "interrupted: what was finished is kept; give the same command again to go on"  # exit code 130
+
 
 class UntaxedError(Exception):
     """The work failed."""

@@ -314,7 +314,7 @@ def test_a_disk_that_is_full(world: Spec, tmp_path: Path, monkeypatch: pytest.Mo
     assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".json", ".npz")]
     with monkeypatch.context() as patch:
         patch.setattr("untaxed.studies.points.write_scores", full)
-        assert_refused(study(world, tmp_path), "No space left on device")
+        assert_refused(study(world, tmp_path), "no space left on the disk while writing")
     assert study(world, tmp_path).exit_code == 0
 
 

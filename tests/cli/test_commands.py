@@ -106,6 +106,7 @@ def test_plan_says_runs_minutes_and_disk_and_starts_nothing(studied: tuple[Path,
     assert not (tmp_path / "new").exists()
     assert "study     2 runs: 2 to do" in new.stdout
     assert "(2 steps tried out)" in new.stdout
+    assert " of weights at most; " in new.stdout
     known = json.loads(untaxed(*words, "--out", out, "--json").stdout)
     assert (known["runs"], known["done"], known["basis"]) == (2, 1, "1 run done before")
     assert known["seconds"] > 0

@@ -63,6 +63,14 @@ def test_never_got_there_says_how_far():
     )
 
 
+@pytest.mark.parametrize(("gold", "said"), [(0.66, "0.94"), (0.6629, "0.947"), (0.66499, "0.94999"), (0.5, "0.71")])
+def test_never_got_there_is_said_with_digits_that_show_it(gold, said):
+    # of 0.7, where 0.95 is 0.665
+    arm = Arm("weak", [], [setting("step 10", {"proxy": 0.2, "gold": gold})])
+    how = choose([plain_arm(), arm], facts()).arms["weak"].named["q0.95"].how
+    assert how == f"never got there: at most {said} of plain's gain on validation"
+
+
 def test_last_is_the_last_step_after_its_reset():
     phases = [
         Setting("step 30 before the reset", {}, {0: point(step=30, phase="before", proxy=2.0)}),

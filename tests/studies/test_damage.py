@@ -19,7 +19,7 @@ from untaxed.cli import app
 from untaxed.studies import Study, load_results, run_study
 from untaxed.studies.estimate import tally
 from untaxed.studies.results import runs
-from untaxed.studies.store import read_json, write_json
+from untaxed.studies.store import read_json, read_scores, write_json
 from untaxed.studies.summary import summary_of
 
 WRONG = ["{}", "[]", "null", "3", '"text"', '{"points": {}}', '{"points": [{"name": 1}]}', '{"half": ']
@@ -90,6 +90,74 @@ def test_scores_that_lack_what_a_point_needs_are_named(world: dict[str, Any], co
             assert_refused(call(world, copy), str(path), f"remove {path.parent}, the study makes it again")
     path.unlink()
     assert_refused(reported(world, copy), str(path), "the study makes it again")
+
+
+def damaged_points(run: dict[str, Any]) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    first, *rest = run["points"]
+    bare = {**first, "validation": {**first["validation"], "abilities": {"one": 0.5}}}
+    return {
+        "none": ("points: there is none of the training of a run that is done", []),
+        "only variants": ("points: there is none of the training", [point for point in rest if point["variant"]]),
+        "twice": ("points: step-2 stands there 2 times", [first, first, *rest]),
+        "an ability less": ("step-2 has no abilities.two on validation", [bare, *rest]),
+    }
+
+
+@pytest.mark.parametrize("call", [resumed, reported])
+def test_points_that_a_study_does_not_write_are_named_and_nothing_is_removed(
+    world: dict[str, Any], copy: Path, call: Callable[..., Result]
+) -> None:
+    [run] = runs(copy)
+    folder = copy / "runs" / run["key"]
+    weights = set(folder.glob("weights/*"))
+    more = {**world, "methods": ["plain", {"averaging": {"initial_share": 0.4}}]}
+    cases = [(said, {**run, "points": points}) for said, points in damaged_points(run).values()]
+    cases.append(("is the result of run 0123456789ab, not of this one", {**run, "key": "0123456789ab"}))
+    for said, content in cases:
+        write_json(folder / "result.json", content)
+        assert_refused(
+            call(more, copy), str(folder / "result.json"), said, f"remove {folder}, the study makes it again"
+        )
+        assert read_json(folder / "result.json") == content
+        assert set(folder.glob("weights/*")) == weights
+
+
+@pytest.mark.parametrize("call", [resumed, reported])
+def test_scores_that_do_not_agree_with_the_rest_are_named(
+    world: dict[str, Any], copy: Path, call: Callable[..., Result]
+) -> None:
+    [run] = runs(copy)
+    path = copy / "runs" / run["key"] / "scores.npz"
+    scores, name = read_scores(path), "step-2/validation/abilities.one"
+    nan = scores[name].copy()
+    nan[3] = np.nan
+    for damage, said in [
+        (scores[name][:-1], f"{name} is of shape (29, 1), the initial model's are (30, 1)"),
+        (np.repeat(scores[name], 2, axis=1), f"{name} is of shape (30, 2)"),
+        (nan, f"{name} has a value that is no number"),
+    ]:
+        np.savez(path, **{**scores, name: damage})
+        assert_refused(call(world, copy), str(path), said, f"remove {path.parent}, the study makes it again")
+
+
+def test_a_damaged_result_takes_no_summary_with_it(world: dict[str, Any], study: Study, tmp_path: Path) -> None:
+    """Not even where the spec has changed: nothing is removed before the study knows that it can go on."""
+    out = Path(shutil.copytree(study.directory, tmp_path / "out"))
+    [path] = out.glob("runs/*/scores.npz")
+    path.write_bytes(b"garbage")
+    before = {name: (out / name).read_bytes() for name in ("study.json", "summary.json")}
+    assert_refused(resumed({**world, "seeds": [0, 1]}, out), str(path))
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize(("version", "said"), [("1", "'1' (a str)"), (1.0, None), (2, "2"), (None, "None")])
+def test_another_version_is_named_with_its_type(world: dict[str, Any], copy: Path, version: Any, said: str) -> None:
+    about = read_json(copy / "study.json")
+    (copy / "study.json").write_text(json.dumps({**about, "version": version}))
+    if said is None:
+        assert reported(world, copy).exit_code == 0
+    else:
+        assert_refused(reported(world, copy), f"study.json: is of version {said}, this is 1; use another directory")
 
 
 def test_the_remedy_that_is_named_works(world: dict[str, Any], study: Study, copy: Path) -> None:

@@ -85,3 +85,18 @@ def test_only_warnings_are_said_once() -> None:
         ("warning", "other"),
         ("note", "same"),
     ]
+
+
+@pytest.mark.parametrize(("every", "warned"), [(9, True), (4, True), (2, False)])
+def test_nothing_to_stop_early_at_is_one_line(world: dict[str, Any], tmp_path: Path, every: int, warned: bool) -> None:
+    events: list[Event] = []
+    planned({**world, "measure": {**world["measure"], "every": every}}, tmp_path / "out", 0, events.append)
+    line = (
+        f"early_stopping has nothing to choose from: with measure.every {every} and 4 steps only the last step is"
+        " measured; lower measure.every"
+    )
+    assert [event.text for event in events if event.kind == "warning"] == [line] * warned
+    events.clear()
+    spec = {**world, "methods": ["plain"], "measure": {**world["measure"], "every": every}}
+    planned(spec, tmp_path / "out", 0, events.append)
+    assert [event for event in events if event.kind == "warning"] == []

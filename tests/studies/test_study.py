@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,26 @@ def test_a_full_disk_stops_the_study_and_fails_no_run(
     assert not list(tmp_path.glob("runs/*/result.json"))
     run_study(spec, tmp_path, workers=0)
     assert values(tmp_path) == values(study.directory)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_that_is_still_full_is_said_as_the_first_time(
+    study: Study, world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """The second attempt meets it elsewhere: where the trainer makes its folder, in a worker too."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        for name in ("study.json", "initial"):
+            copied = shutil.copytree if (study.directory / name).is_dir() else shutil.copy
+            copied(study.directory / name, tmp_path / name)
+        with pytest.raises(OSError, match="No space left"):
+            (tmp_path / "filler").write_bytes(bytes(2_000_000))
+        with pytest.raises(StoreError, match=r"^no space left on the disk while writing .*: make room and give"):
+            run_study({**world, "methods": [*world["methods"], RESET]}, tmp_path, workers=workers)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 # --- what is refused before anything is written ----------------------------------------------------------------------

@@ -49,7 +49,7 @@ class Command:
     def __init__(self, spec: dict[str, Any], out: Path) -> None:
         path = out.with_suffix(".yaml")
         path.write_text(yaml.safe_dump(spec))
-        code = "from untaxed.cli import main; main()"
+        code = "from untaxed.__main__ import main; main()"
         words = [sys.executable, "-c", code, "study", str(path), "--out", str(out), "--workers", "1"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         self.out = out
@@ -140,7 +140,7 @@ def test_the_processes_of_a_launcher_make_one_run_together(world: dict[str, Any]
     [run] = runs(alone.directory)
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump(spec))
-    code = "from untaxed.cli import main; main()"
+    code = "from untaxed.__main__ import main; main()"
     words = [sys.executable, "-c", code, "align", str(path), "--run", run["key"], "--out", str(tmp_path / "out")]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

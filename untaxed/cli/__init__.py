@@ -24,8 +24,3 @@ app.command("report")(report.command)
 app.command("methods")(methods.command)
 app.command("doctor")(doctor.command)
 app.add_typer(pocket.app, name="pocket")
-
-
-def main() -> None:
-    """The console script."""
-    app()

@@ -24,6 +24,7 @@ def command(
     Example: untaxed align my-study.yaml --run 3f2a --out my-study
     """
     from ..studies import load_spec
+    from ..studies.endings import lacking_in_words
     from ..studies.study import align
     from .progress import shown
 
@@ -31,6 +32,9 @@ def command(
         result = align(load_spec(spec, set_ or []), run, out, listen)
     if result["status"] == "failed":
         typer.echo(f"failed: {result['why']}", err=True)
+        raise typer.Exit(FAILED)
+    if result.get("lacking"):
+        typer.echo(f"failed: {lacking_in_words(result['lacking'])}", err=True)
         raise typer.Exit(FAILED)
     if result["status"] == "done":
         typer.echo(out / "runs" / result["key"] / "result.json")

@@ -29,7 +29,7 @@ def run_and_report(
         reporting.terminal(study.summary(), Console())
     for run in study.failed:
         typer.echo(f"failed: run {run['run']}, seed {run['seed']}: {run['why']}", err=True)
-    if study.failed:
+    if not all(run["lacking"] for run in study.failed):
         typer.echo("try them again with --retry-failed", err=True)
     typer.echo(f"report: {page}", err=True)
     return study

@@ -11,11 +11,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import typer
 
-from ..errors import UntaxedError, UsageError
+from ..errors import INTERRUPTED, UntaxedError, UsageError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-FAILED, WRONG, INTERRUPTED = 1, 2, 130
+FAILED, WRONG = 1, 2
 
 
 def one_line_errors(command: Callable[P, T]) -> Callable[P, T]:
@@ -27,6 +27,9 @@ def one_line_errors(command: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside: as careful as Ctrl-C
+        starting = signal.getsignal(signal.SIGINT)
+        if starting not in (signal.SIG_IGN, signal.SIG_DFL):  # from here on there may be work to put down in order
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return command(*args, **kwargs)
         except UntaxedError as error:
@@ -35,10 +38,11 @@ def one_line_errors(command: Callable[P, T]) -> Callable[P, T]:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(WRONG if isinstance(error, UsageError) else FAILED) from None
         except KeyboardInterrupt:
-            typer.echo("interrupted: what was finished is kept; give the same command again to go on", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            typer.echo(INTERRUPTED, err=True)
+            raise typer.Exit(130) from None
         finally:
             signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGINT, starting)
 
     return wrapped
 

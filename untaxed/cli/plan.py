@@ -25,9 +25,12 @@ def show_plan(spec: StudySpec, out: Path, workers: int | None, *, as_json: bool)
     minutes = "not known" if estimate.seconds is None else f"about {estimate.seconds / 60:.1f}"
     left = estimate.runs - estimate.done - estimate.failed
     typer.echo(f"study     {tally(estimate.done, estimate.failed, left)}")
-    typer.echo(f"each      {counted(estimate.steps, 'step')}, up to {counted(estimate.points, 'model')} measured")
+    if left:
+        typer.echo(f"each      {counted(estimate.steps, 'step')}, up to {counted(estimate.points, 'model')} measured")
     typer.echo(f"minutes   {minutes} ({estimate.basis})")
-    typer.echo(f"disk      {_size(estimate.disk_bytes)} of weights at most, about {_size(estimate.kept_bytes)} stay")
+    least, most = _size(estimate.kept_bytes), _size(estimate.disk_bytes)
+    stay = "all of it stays" if least == most else f"{least} to {most} stay, depending on what is chosen"
+    typer.echo(f"disk      {most} of weights at most; {stay}")
     for label in labels:
         typer.echo(f"  to do   {label}")
 

@@ -157,10 +157,15 @@ def _matched(rated: Sequence[tuple[Setting, float, float]], share: float) -> Cho
     enough = [(setting, reached, kept) for setting, reached, kept in rated if reached >= share]
     if not enough:
         best = max(reached for _, reached, _ in rated)
-        return Choice(None, f"never got there: at most {best:.2f} of plain's gain on validation")
+        return Choice(None, f"never got there: at most {_below(best, share)} of plain's gain on validation")
     setting, _, kept = max(enough, key=lambda triple: (triple[2], triple[1]))
     among = f"{len(enough)} setting{'' if len(enough) == 1 else 's'} with at least {share:g} of plain's gain"
     return Choice(setting.label, f"least select tax on validation ({1 - kept:.3f}) among {among}")
+
+
+def _below(number: float, limit: float) -> str:
+    """A number with as many digits, two or more, as show that it is below a limit."""
+    return next(text for digits in range(2, 20) if float(text := f"{number:.{digits}f}") < limit)
 
 
 def validation_retention(setting: Setting, facts: Facts, abilities: Sequence[str]) -> float | None:

@@ -67,6 +67,11 @@ class RunPlan:
     training: Chain
     variants: tuple[Chain, ...]
 
+    def wanted(self, keep: Sequence[str]) -> list[tuple[Chain, str, str]]:
+        """(methods, kind of kept checkpoint, the point's name) of every variant that the arms want."""
+        kinds = [kind for kind in keep if kind != "all"]
+        return [(after, of, variant_name(after, of)) for after in self.variants for of in kinds]
+
 
 def plan_arms(methods: Sequence[Any], *, where: str = "") -> tuple[ArmPlan, ...]:
     """Reads a spec's `methods`; every value takes its setting's type.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from .. import training
 from ..measuring import measure
 from .arms import RunPlan
 from .bench import Bench
+from .endings import has_weights
 from .events import counted
 from .store import Store
 
 PROBED_STEPS = 2
+CHOSEN = 0.75  # of what is measured, about so much is chosen by some arm and tested
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class Estimate:
         done: Those that are done already.
         failed: Those that failed and are not tried again.
         steps: Optimizer steps a run.
-        points: Models measured a run, variants included; before resets are counted, which measure one more each.
+        points: Models measured on validation in what is left, variants included, at most in one run.
         seconds: Wall time of what is left; None while nothing is known.
         basis: What the time was estimated from.
         disk_bytes: Most that lies on disk at a time, the trainer's own state left aside.
-        kept_bytes: What stays.
+        kept_bytes: Least that stays: what `keep` names. Checkpoints and variants that are chosen stay too.
     """
 
     runs: int
@@ -50,12 +52,27 @@ class Estimate:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Rest:
+    """What is left of one run: whether it is trained, and the models measured then and after."""
+
+    trains: bool
+    trained: int
+    variants: int
+
+    @property
+    def measured(self) -> float:
+        """Models measured: on validation, the last step and what is chosen on test too."""
+        return (self.trained + self.variants) * (1 + CHOSEN)
+
+
 def estimate(
     store: Store,
     runs: Mapping[str, RunPlan],
     unfinished: Sequence[RunPlan],
     facts: Mapping[str, Any],
     *,
+    trained: Collection[str],
     keep: Sequence[str],
     workers: int,
     probed: Mapping[str, float] | None,
@@ -67,28 +84,62 @@ def estimate(
         runs: All runs.
         unfinished: Those with something left to do.
         facts: Of the prepared task.
+        trained: Keys of the unfinished runs that are trained; of the others only variants are left.
         keep: The kept checkpoints.
         workers: Runs that are done side by side.
         probed: From `probe`; None where it was not asked.
     """
-    kinds = [kind for kind in keep if kind != "all"]
-    variants = max((len(run.variants) for run in runs.values()), default=0) * len(kinds)
-    measured = facts["measured_steps"]
-    seconds, basis = _seconds_a_run(store, runs, facts["steps"], measured + variants, probed)
-    weights = 0 if facts["given"] else 4 * facts["parameters"]
-    kept = measured if "all" in keep else min(measured, len(kinds) + 4)  # a few more are chosen
+    rest = [_rest(store, run, facts, keep, trains=run.key in trained) for run in unfinished]
+    costs, basis = _costs(store, runs, facts["steps"], probed)
+    seconds = [costs[0] * one.trains + costs[1] * one.measured for one in rest] if costs else None
+    side_by_side = max(1, min(workers, len(rest)))
     failed = failures(store, runs, unfinished)
+    there = sum(_saved(store, run) for run in runs.values() if run.key not in trained)
+    weights = 4 * facts["parameters"]
     return Estimate(
         runs=len(runs),
         done=len(runs) - len(unfinished) - failed,
         failed=failed,
         steps=facts["steps"],
-        points=measured + variants,
-        seconds=None if seconds is None else seconds * len(unfinished) / max(1, min(workers, len(unfinished))),
+        points=max((one.trained + one.variants for one in rest), default=0),
+        seconds=None if seconds is None else max([sum(seconds) / side_by_side, *seconds]),
         basis=basis,
-        disk_bytes=weights * measured * len(runs),
-        kept_bytes=weights * kept * len(runs),
+        disk_bytes=weights * (there + sum(_own(one, facts) + one.variants for one in rest)),
+        kept_bytes=weights * (there + sum(_own(one, facts) if "all" in keep else _own(one, facts) > 0 for one in rest)),
     )
+
+
+def _rest(store: Store, run: RunPlan, facts: Mapping[str, Any], keep: Sequence[str], *, trains: bool) -> _Rest:
+    result = store.result(run.key)
+    names = {point["name"] for point in result["points"]} if result and not trains else set()
+    variants = sum(name not in names for _, _, name in run.wanted(keep))
+    return _Rest(trains, measured_models(run, facts) if trains else 0, variants)
+
+
+def measured_models(run: RunPlan, facts: Mapping[str, Any]) -> int:
+    """How often a run is measured while it trains; each reset is measured before and after."""
+    if facts["given"]:
+        return int(facts["measured_steps"])
+    steps, every = facts["steps"], facts["every"]
+    resets = {
+        step
+        for method in run.training
+        if (due := method.settings().get("reset_every"))
+        for step in range(due, steps, due)
+    }
+    return len({*range(every, steps, every), steps} | resets) + len(resets)
+
+
+def _own(rest: _Rest, facts: Mapping[str, Any]) -> int:
+    """Checkpoints that training writes; given ones lie elsewhere."""
+    return 0 if facts["given"] else rest.trained
+
+
+def _saved(store: Store, run: RunPlan) -> int:
+    """The models that a run has on disk."""
+    points = (store.result(run.key) or {"points": []})["points"]
+    own = (point for point in points if str(point["weights"]).startswith("weights/"))
+    return sum(has_weights(store, run.key, point) for point in own)
 
 
 def failures(store: Store, runs: Mapping[str, RunPlan], unfinished: Sequence[RunPlan]) -> int:
@@ -104,16 +155,21 @@ def tally(done: int, failed: int, left: int) -> str:
     return f"{counted(done + failed + left, 'run')}: {said}"
 
 
-def _seconds_a_run(
-    store: Store, runs: Mapping[str, RunPlan], steps: int, points: int, probed: Mapping[str, float] | None
-) -> tuple[float | None, str]:
+def _costs(
+    store: Store, runs: Mapping[str, RunPlan], steps: int, probed: Mapping[str, float] | None
+) -> tuple[tuple[float, float] | None, str]:
+    """Seconds of one training and of one measurement on one split, and where they are known from."""
     results = [store.result(key) for key in runs]
-    known = [result["seconds"] for result in results if result and result["status"] == "done"]
+    known = [result for result in results if result and result["status"] == "done" and result["seconds"]]
     if known:
-        return statistics.mean(known), f"{counted(len(known), 'run')} done before"
+        training = [result["train_seconds"] or 0.0 for result in known]
+        # the last step is measured on test too before a run is complete
+        measuring = [(one["seconds"] - spent) / (len(one["points"]) + 1) for one, spent in zip(known, training)]
+        costs = statistics.mean(training), max(0.0, statistics.mean(measuring))
+        return costs, f"{counted(len(known), 'run')} done before"
     if probed is None:
         return None, "not known before the first run is done"
-    return steps * probed["step_seconds"] + points * probed["measure_seconds"], f"{PROBED_STEPS} steps tried out"
+    return (steps * probed["step_seconds"], probed["measure_seconds"]), f"{PROBED_STEPS} steps tried out"
 
 
 def probe(bench: Bench) -> dict[str, float]:

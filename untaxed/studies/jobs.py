@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..checkpoints import load_model
-from ..errors import RunFailed, StoreError, UntaxedError, last_line
+from ..errors import RunFailed, UntaxedError, last_line
 from ..training import ALGORITHMS, make_trainer
 from .bench import Bench, prepare
 from .cache import told
@@ -21,7 +21,7 @@ from .events import Event, Listener
 from .notes import heard
 from .runs import execute_run, measure_initial
 from .spec import parse_spec
-from .store import Store, disk_full
+from .store import Store, disk_full, no_room
 from .variants import measure_test
 
 Job = Mapping[str, Any]
@@ -66,7 +66,7 @@ class Inline:
             return JOBS[job["job"]](self._bench_of(job["spec"], listen), Store(Path(job["out"])), job, listen)
         except Exception as error:
             if disk_full(error) and not isinstance(error, UntaxedError):
-                raise StoreError(f"{error}; make room and give the same command again") from error
+                raise no_room(Path(getattr(error, "filename", None) or job["out"])) from error
             raise
 
     def _bench_of(self, spec: Any, listen: Listener) -> Bench:
@@ -98,7 +98,7 @@ def _initial(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
 
 
 def _run(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
-    execute_run(bench, store, bench.runs[job["key"]], listen)
+    execute_run(bench, store, bench.runs[job["key"]], listen, again=job.get("again", False))
 
 
 def _test(bench: Bench, store: Store, job: Job, listen: Listener) -> None:

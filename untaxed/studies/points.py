@@ -70,7 +70,7 @@ class Points:
         stored = self._stored(point) | {split: self.get(other)[split]}
         self.scores |= {f"{name}/{split}/{k[len(known) :]}": v for k, v in self.scores.items() if k.startswith(known)}
         if split == "validation":
-            self.texts[name] = self.texts[other]
+            self.texts[name] = self.texts.get(other, [])
         self.points[self.names().index(name)] = stored
 
     def _stored(self, point: Point) -> Point:
@@ -85,6 +85,22 @@ class Points:
         self.points = [point for point in self.points if point["name"] not in gone]
         self.texts = {name: texts for name, texts in self.texts.items() if name not in gone}
         self.scores = {key: scores for key, scores in self.scores.items() if key.split("/")[0] not in gone}
+
+    def source(self, point: Point) -> Point:
+        """The checkpoint whose weights a point has: itself, or the one that a variant is made of."""
+        return point if point["variant"] is None else self.get(self.kept(point["variant"]["of"]))
+
+    def take_over(self, earlier: Points) -> bool:
+        """Takes variants and tests of an earlier training, where its checkpoints measured the same to the last bit."""
+        before = {point["name"]: point["validation"] for point in earlier.points if point["variant"] is None}
+        if before != {point["name"]: point["validation"] for point in self.points if point["variant"] is None}:
+            return False
+        weights = {point["name"]: point["weights"] for point in (*earlier.points, *self.points)}
+        known = set(earlier.names())
+        new = [point for point in self.points if point["name"] not in known]
+        self.points = [*({**point, "weights": weights[point["name"]]} for point in earlier.points), *new]
+        self.texts, self.scores = {**earlier.texts, **self.texts}, {**earlier.scores, **self.scores}
+        return True
 
     def kept(self, kind: str) -> str:
         """The checkpoint that ``last`` or ``best_proxy`` (highest on validation, the first of equals) names."""
@@ -126,12 +142,16 @@ class Points:
         """The points of a complete run."""
         result = read_json(directory / "result.json", RunFile)
         scores = _named(read_scores(directory / "scores.npz"), result["points"])
-        return cls(result["points"], read_texts(directory), scores, notes=result.get("notes", []))
+        outcome = {key: result[key] for key in ("train_seconds", "peak_bytes")}
+        about = {"seconds": result["seconds"] or 0.0, "outcome": outcome, "notes": result.get("notes", [])}
+        return cls(result["points"], read_texts(directory), scores, **about)
 
 
 def read_texts(directory: Path) -> dict[str, list[dict[str, Any]]]:
-    """The sampled texts of a complete run by point."""
+    """The sampled texts of a complete run by point; none where they were not kept."""
     path = directory / "texts.json"
+    if not path.exists():
+        return {}
     texts = read_json(path)
     return dict(checked({"texts": texts}, path, TextsFile, made_again(path))["texts"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 
 from .. import frontier
 from ..errors import StoreError
-from .store import Store, made_again, read_scores
+from .sound import check_results, scores_of
+from .store import Store
 
 
 def load_results(directory: str | Path) -> list[dict[str, Any]]:
@@ -76,6 +76,7 @@ class Results:
         self.arms = [self._arm(arm) for arm in self.about["arms"]]
         if (initial := store.initial_result()) is None:
             raise StoreError(f"{store.directory}: nothing has been measured yet; start the study again")
+        check_results(store, self.planned)
         self.facts = frontier.Facts(
             measures=self.about["measures"],
             select=self.about["select"],
@@ -93,6 +94,32 @@ class Results:
     def failed(self) -> list[dict[str, Any]]:
         """The runs that failed, with their reason."""
         return [result for result in self._runs.values() if result["status"] == "failed"]
+
+    @property
+    def lacking(self) -> list[dict[str, Any]]:
+        """The runs of which a variant that is asked for could not be measured: ``{"run", "seed", "lacking": […]}``."""
+        found = []
+        for key, asked in self._variants().items():
+            lacking = [one for one in self._runs[key].get("lacking", []) if _without_of(one["variant"]) in asked]
+            if lacking:
+                found.append({"run": key, "seed": self._runs[key]["seed"], "lacking": lacking})
+        return found
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """The runs that have no point of a variant that is asked for."""
+        variants = self._variants()
+        made = {key: [_without_of(point["variant"]) for point in self.points(key)] for key in variants}
+        return [key for key, asked in variants.items() if any(one not in made[key] for one in asked)]
+
+    def _variants(self) -> dict[str, list[dict[str, Any]]]:
+        """The variants that the arms ask for, by run, of the runs that are done."""
+        asked: dict[str, list[dict[str, Any]]] = {}
+        for setting in (setting for arm in self.about["arms"] for setting in arm["settings"]):
+            for key in setting["runs"].values() if setting["variant"] is not None else ():
+                if self._runs.get(key, {}).get("status") == "done":
+                    asked.setdefault(key, []).append(setting["variant"])
+        return asked
 
     def places(self, arm: str, setting: str) -> list[tuple[str, str]]:
         """(run, point) of every seed of a setting."""
@@ -144,11 +171,7 @@ class Results:
 
 def _point(point: Mapping[str, Any], seed: int, scores: Path) -> frontier.Point:
     def read(split: str, key: str) -> NDArray[np.float64]:
-        found = _scores(scores, scores.stat().st_mtime_ns if scores.exists() else 0)
-        name = f"{point['name']}/{split}/{key}"
-        if name not in found:
-            raise StoreError(f"{scores}: holds no {name}; {made_again(scores)}")
-        return found[name]
+        return scores_of(scores)[f"{point['name']}/{split}/{key}"]
 
     return frontier.Point(
         seed=seed,
@@ -159,12 +182,6 @@ def _point(point: Mapping[str, Any], seed: int, scores: Path) -> frontier.Point:
         values={"validation": point["validation"], "test": point["test"]},
         scores=read,
     )
-
-
-@lru_cache(maxsize=512)
-def _scores(path: Path, _: int) -> Mapping[str, NDArray[np.float64]]:
-    """A run's scores, read again when the file has changed."""
-    return read_scores(path)
 
 
 def _without_of(variant: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 1. Train from the start, or from the last state of an interrupted run; at every moment that is observed the weights and
    what was measured on them are kept.
 2. Make and measure the variants that the arms want of the kept checkpoints (see `studies.variants`).
-3. Write the result, last; remove the resume state.
+3. Write the result, last; remove the resume state. Variants of arms that come later are added to it one by one.
 
 Every part looks at what is there and does the rest, so that any of them may be killed and called again.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 from .. import training
@@ -21,13 +21,14 @@ from ..checkpoints import save_model
 from ..errors import RunFailed, StoreError, Unsupported, UsageError
 from ..measuring import measure
 from ..measuring.suite import SPLITS
-from .arms import RunPlan, described
+from .arms import RunPlan
 from .bench import Bench
+from .endings import Lacking, lacking_in_words, lacks_weights, one_line, record_failure, save_complete
 from .events import Listener
 from .notes import heard
 from .points import Point, Points, point_name
 from .progress import Reporter
-from .store import VERSION, WRITING, Store, clean, disk_full, locked, remove, write_atomic, write_json
+from .store import VERSION, WRITING, Store, clean, disk_full, locked, no_room
 from .variants import make_variants, measure_point
 
 WHOLE = ("plain", "ddp")  # backends under which every process holds all weights
@@ -43,80 +44,108 @@ def measure_initial(bench: Bench, store: Store) -> None:
     points.save(store.initial, {"version": VERSION})
 
 
-def execute_run(bench: Bench, store: Store, run: RunPlan, listen: Listener) -> None:
+def execute_run(bench: Bench, store: Store, run: RunPlan, listen: Listener, *, again: bool = False) -> None:
     """Does of a run whatever is not done yet.
 
-    A run that cannot go on leaves a result with status "failed" and the reason. Under a launcher of several processes
-    every process calls this; the first measures and writes, the others train along.
+    A run that cannot go on keeps the reason, see `endings.record_failure`. Under a launcher of several processes every
+    process calls this; the first measures and writes, the others train along.
 
+    Args:
+        again: Whether a complete run is to be trained again, for weights that were not kept.
     Raises:
         UsageError: What was given is wrong for every run, or the disk is full; nothing is recorded.
     """
     if not is_first():
-        _train_along(bench, store, run)
+        _train_along(bench, store, run, again)
         return
     directory = store.run(run.key)
     with locked(directory / ".lock", what=f"run {run.key}"):
         reporter = Reporter(bench, store, run, listen)
         try:
             with heard(reporter.warn):
-                _do(bench, store, run, reporter)
+                lacking = _do(bench, store, run, reporter, again)
         except Exception as error:
             if isinstance(error, UsageError) and not reporter.started:
                 raise
-            if isinstance(error, StoreError) or disk_full(error):
-                raise StoreError(_one_line(error)) from error
-            record_failure(store, run, why=_one_line(error), details=traceback.format_exc(), notes=reporter.warnings)
-            reporter.failed(_one_line(error))
+            if isinstance(error, StoreError):
+                raise
+            if disk_full(error):
+                raise no_room(directory) from error
+            why = record_failure(
+                store,
+                run,
+                why=one_line(error),
+                keep=bench.spec.keep,
+                details=traceback.format_exc(),
+                notes=reporter.warnings,
+                final=isinstance(error, RunFailed),
+            )
+            reporter.failed(why)
         else:
-            reporter.done()
+            reporter.failed(lacking_in_words(lacking)) if lacking else reporter.done()
 
 
-def _do(bench: Bench, store: Store, run: RunPlan, reporter: Reporter) -> None:
+def _do(bench: Bench, store: Store, run: RunPlan, reporter: Reporter, again: bool) -> list[Lacking]:
+    make = _add_variants if _is_trained(bench, store, run, again) else _make
+    return make(bench, store, run, reporter)
+
+
+def _is_trained(bench: Bench, store: Store, run: RunPlan, again: bool) -> bool:
+    """Whether nothing but variants is left to do: those of arms that came later, or that could not be measured."""
     result = store.result(run.key)
-    if result is None or result["status"] == "failed":
-        _make(bench, store, run, reporter)
-    else:
-        _add_variants(bench, store, run, result, reporter)
+    if result is None or result["status"] == "failed" or again:
+        return False
+    return not lacks_weights(store, run, Points(result["points"]), bench.spec.keep)
 
 
-def record_failure(store: Store, run: RunPlan, *, why: str, details: str = "", notes: Sequence[str] = ()) -> None:
-    """Keeps a run that stopped, with its reason; what it had measured before is of no use and goes."""
-    directory = store.run(run.key)
-    for name in ("resume", "weights"):
-        remove(directory / name)
-    for name in ("progress.json", "progress.npz"):
-        (directory / name).unlink(missing_ok=True)
-    if details:
-        write_atomic(directory / "error.txt", details.encode())
-    about = {"version": VERSION, "key": run.key, "status": "failed", "why": why, "seed": run.seed}
-    costs = {"seconds": None, "train_seconds": None, "peak_bytes": None}
-    content = {"methods": described(run.training), "notes": list(notes), "points": [], **costs}
-    write_json(directory / "result.json", {**about, **content})
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return text if isinstance(error, UsageError | RunFailed) else f"{type(error).__name__}: {text}"
-
-
-def _make(bench: Bench, store: Store, run: RunPlan, reporter: Reporter) -> None:
-    directory = store.run(run.key)
-    for name in ("result.json", "error.txt"):  # of a try that failed
-        (directory / name).unlink(missing_ok=True)
+def _make(bench: Bench, store: Store, run: RunPlan, reporter: Reporter) -> list[Lacking]:
+    directory, earlier = store.run(run.key), store.result(run.key)
+    if earlier is not None and earlier["status"] == "failed":
+        (directory / "result.json").unlink()
     clean(directory)
-    points = Points.load_progress(directory)
+    points = _progress(bench, store, run)
     reporter.warnings = points.notes
     started = time.perf_counter() - points.seconds
     if points.outcome is None:
         trained = _measure_given if bench.aligned else _train
         points.outcome = trained(bench, store, run, points, started, reporter)
         points.save_progress(directory)
-    make_variants(bench, store, run, points, reporter)
-    about = {"version": VERSION, "key": run.key, "status": "done", "why": None, "seed": run.seed}
-    costs = {"seconds": time.perf_counter() - started, **points.outcome}
-    points.save(directory, {**about, "methods": described(run.training), **costs})
-    remove(directory / "resume")
+    if earlier is not None and earlier["status"] == "done" and not points.take_over(Points.load(directory)):
+        reporter.warn(f"run {run.key} was trained again and measures otherwise than before: another machine or version")
+    keep = _timed(points, lambda: points.save_progress(directory))
+    lacking = make_variants(bench, store, run, points, reporter, keep)
+    points.seconds = time.perf_counter() - started
+    save_complete(store, run, points, lacking)
+    return lacking
+
+
+def _progress(bench: Bench, store: Store, run: RunPlan) -> Points:
+    """What an interrupted training left; nothing where it ended and its weights are gone since."""
+    points = Points.load_progress(store.run(run.key))
+    if points.outcome is None or not lacks_weights(store, run, points, bench.spec.keep):
+        return points
+    return Points()
+
+
+def _add_variants(bench: Bench, store: Store, run: RunPlan, reporter: Reporter) -> list[Lacking]:
+    reporter.started = True
+    points = Points.load(store.run(run.key))
+    reporter.warnings = points.notes
+    keep = _timed(points, lambda: save_complete(store, run, points))
+    if lacking := make_variants(bench, store, run, points, reporter, keep):
+        save_complete(store, run, points, lacking)
+    return lacking
+
+
+def _timed(points: Points, save: Callable[[], None]) -> Callable[[], None]:
+    """Saves points with the time that has gone into them."""
+    started = time.perf_counter() - points.seconds
+
+    def saving() -> None:
+        points.seconds = time.perf_counter() - started
+        save()
+
+    return saving
 
 
 # --- 1. Training ---------------------------------------------------------------------------------------------------
@@ -170,12 +199,11 @@ def _trainer(bench: Bench, store: Store, run: RunPlan) -> tuple[Any, training.At
     return trainer, attached
 
 
-def _train_along(bench: Bench, store: Store, run: RunPlan) -> None:
+def _train_along(bench: Bench, store: Store, run: RunPlan, again: bool) -> None:
     """The part of a launcher's other processes; the first one decides by the same files whether there is training."""
-    result = store.result(run.key)
-    if bench.aligned or (result is not None and result["status"] == "done"):
+    if bench.aligned or _is_trained(bench, store, run, again):
         return
-    if Points.load_progress(store.run(run.key)).outcome is None:
+    if _progress(bench, store, run).outcome is None:
         trainer, attached = _trainer(bench, store, run)
         training.train(trainer, attached, every=bench.every)
 
@@ -203,18 +231,3 @@ def _measure_given(
 def _point(name: str, step: int, phase: str | None, steps_since_reset: int | None) -> Point:
     since = {"phase": phase, "steps_since_reset": steps_since_reset}
     return {"name": name, "step": step, "variant": None, **since, "weights": f"weights/{name}"}
-
-
-# --- 2. Variants of arms that came later ------------------------------------------------------------------------------
-
-
-def _add_variants(bench: Bench, store: Store, run: RunPlan, result: dict[str, Any], reporter: Reporter) -> None:
-    """Adds to a complete run the variants of arms that came later."""
-    directory = store.run(run.key)
-    reporter.started = True
-    points = Points.load(directory)
-    reporter.warnings = points.notes
-    known = len(points.points)
-    make_variants(bench, store, run, points, reporter)
-    if len(points.points) > known:
-        points.save(directory, {key: value for key, value in result.items() if key not in ("points", "notes")})

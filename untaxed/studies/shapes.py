@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 class Shape(BaseModel):
@@ -44,6 +45,12 @@ class InitialFile(Shape):
     points: list[_InitialPoint] = Field(min_length=1)
 
 
+class _Lacking(Shape):
+    name: str
+    variant: dict[str, Any]
+    why: str
+
+
 class RunFile(Shape):
     """``runs/<key>/result.json``"""
 
@@ -57,6 +64,16 @@ class RunFile(Shape):
     train_seconds: float | None
     peak_bytes: int | None
     notes: list[str] = []
+    lacking: list[_Lacking] = []
+
+    @model_validator(mode="after")
+    def _trained_and_each_once(self) -> RunFile:
+        names = Counter(point.name for point in self.points)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"points: {twice[0]} stands there {names[twice[0]]} times")
+        if self.status == "done" and all(point.variant is not None for point in self.points):
+            raise ValueError("points: there is none of the training of a run that is done")
+        return self
 
 
 class TextsFile(Shape):
@@ -162,6 +179,8 @@ def misfit(shape: type[Shape], value: Any) -> str | None:
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"]))
+        if first["type"] == "value_error":
+            return str(first["ctx"]["error"])
         if first["type"] == "missing":
             return f"{path} is missing"
         if not path:

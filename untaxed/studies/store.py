@@ -65,7 +65,12 @@ class Store:
     def result(self, key: str) -> Result | None:
         """A run's result; None while it is not complete."""
         path = self.run(key) / "result.json"
-        return read_json(path, RunFile) if path.exists() else None
+        if not path.exists():
+            return None
+        found = read_json(path, RunFile)
+        if found["key"] != key:
+            raise StoreError(f"{path}: is the result of run {found['key']}, not of this one; {made_again(path)}")
+        return dict(found)
 
     def initial_result(self) -> Result | None:
         """The initial model's result; None while it is not measured."""
@@ -76,10 +81,9 @@ class Store:
         """What ``study.json`` says."""
         remedy = "put a copy of it back, or name another directory with --out"
         found = read_json(self.study, remedy=remedy)
-        if isinstance(found, dict) and found.get("version", VERSION) != VERSION:
-            raise StoreError(
-                f"{self.study}: is of version {found['version']}, this is {VERSION}; use another directory"
-            )
+        if isinstance(found, dict) and (version := found.get("version", VERSION)) != VERSION:
+            what = f"{version!r} (a {type(version).__name__})" if str(version) == str(VERSION) else str(version)
+            raise StoreError(f"{self.study}: is of version {what}, this is {VERSION}; use another directory")
         return checked(found, self.study, StudyFile, remedy)
 
     def read_summary(self) -> Result:
@@ -122,12 +126,15 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def refused(error: OSError, path: Path) -> StoreError:
     """What a user is told when the disk refuses."""
-    if error.errno in FULL:
-        return StoreError(
-            f"no space left on the disk while writing {path}; nothing that was finished is lost:"
-            " make room and give the same command again"
-        )
-    return StoreError(f"{path}: cannot be written: {error.strerror or error}")
+    return no_room(path) if error.errno in FULL else StoreError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+def no_room(path: Path) -> StoreError:
+    """What a user is told when the disk is full."""
+    return StoreError(
+        f"no space left on the disk while writing {path}; nothing that was finished is lost:"
+        " make room and give the same command again"
+    )
 
 
 def disk_full(error: BaseException | None) -> bool:

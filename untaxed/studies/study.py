@@ -32,7 +32,7 @@ class Study:
 
     Attributes:
         directory: Where its files lie.
-        failed: Its runs that failed, each with the reason.
+        failed: Its runs that failed or lack variants, each with the reason.
     """
 
     directory: Path
@@ -98,12 +98,22 @@ def planned(
         work.try_building(crew)
         unfinished = work.unfinished()
         probed = None
-        if unfinished and len(unfinished) == len(work.runs):
+        trained = {run.key for run in unfinished if work.to_train(run)}
+        if unfinished and not work.any_done():
             progress(Event("note", text="trying out a few steps"))
             [probed] = work.do(crew, [work.job("probe")])
     count = default_workers(spec) if workers is None else workers
-    cost = estimate(work.store, work.runs, unfinished, work.facts, keep=spec.keep, workers=count, probed=probed)
-    return [f"{run.key}  {work.label(run)}" for run in unfinished], cost
+    cost = estimate(
+        work.store,
+        work.runs,
+        unfinished,
+        work.facts,
+        trained=trained,
+        keep=spec.keep,
+        workers=count,
+        probed=probed,
+    )
+    return [f"{run.key}  {work.to_do(run)}" for run in unfinished], cost
 
 
 def align(spec: StudySpec, key: str, out: str | Path, progress: Listener = ignore) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import frontier
+from .endings import lacking_in_words
 from .events import counted
 from .record import put_aside_in_words
 from .results import Results, opened
@@ -41,7 +42,7 @@ def summarised(store: Store) -> dict[str, Any]:
     results = Results(store)
     choices = frontier.choose(results.arms, results.facts)
     summary = {"name": results.about["spec"]["name"], **frontier.summarise(results.arms, results.facts, choices)}
-    summary["failed"] = [{"run": run["key"], "seed": run["seed"], "why": run["why"]} for run in results.failed]
+    summary["failed"] = _failed(results)
     summary["caveats"] += _beside(results)
     summary["unfinished"] = _unfinished(results, choices)
     if summary["unfinished"] is not None:
@@ -49,13 +50,24 @@ def summarised(store: Store) -> dict[str, Any]:
     return dict(finite(summary))
 
 
+def _failed(results: Results) -> list[dict[str, Any]]:
+    """The runs that failed, and those that only lack variants, with the reason."""
+    whole = [{"run": run["key"], "seed": run["seed"], "why": run["why"], "lacking": []} for run in results.failed]
+    parts = []
+    for run in results.lacking:
+        names = [one["name"] for one in run["lacking"]]
+        parts.append({**run, "why": lacking_in_words(run["lacking"]), "lacking": names})
+    return [*whole, *parts]
+
+
 def _beside(results: Results) -> list[str]:
     """What came up on the way, once each, and what is on disk and not in these numbers."""
     notes = Counter(text for run in results.complete for text in run.get("notes", []))
     of = counted(len(results.complete), "run")
     aside = results.about.get("aside", [])
+    lacking = [f"Run {run['run']}, seed {run['seed']}: {run['why']}." for run in _failed(results) if run["lacking"]]
     left = [f"Not in these numbers: {put_aside_in_words(results.about, aside)}."] if aside else []
-    return [*(f"Warning in {count} of {of}: {text}." for text, count in notes.items()), *left]
+    return [*(f"Warning in {count} of {of}: {text}." for text, count in notes.items()), *lacking, *left]
 
 
 def _unfinished(results: Results, choices: frontier.Choices) -> str | None:
@@ -63,6 +75,8 @@ def _unfinished(results: Results, choices: frontier.Choices) -> str | None:
     complete, planned = len(results.complete), len(results.planned)
     if complete < planned:
         return f"{complete} of {counted(planned, 'run')} done"
+    if waiting := {*results.unmeasured, *(run["run"] for run in results.lacking)}:
+        return f"variants of {counted(len(waiting), 'run')} have yet to be measured"
     if _untested(results, choices):
         return "what validation chose has yet to be measured on test"
     return None

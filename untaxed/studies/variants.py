@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from ..errors import StoreError
 from ..measuring import measure
 from ..measuring.suite import SPLITS, Split
 from ..method import Method
-from .arms import Chain, RunPlan, variant, variant_name
+from .arms import Chain, RunPlan, variant
 from .bench import Bench
+from .endings import Lacking, has_weights, lack, one_line
 from .events import Event, Listener
 from .points import Point, Points
 from .progress import Reporter
-from .store import WRITING, Store, locked, remove, write_json
+from .store import WRITING, Store, disk_full, locked, remove, write_atomic, write_json
 
 
 def measure_point(bench: Bench, points: Points, point: Point, model: Any, splits: Iterable[Split]) -> None:
@@ -26,31 +28,49 @@ def measure_point(bench: Bench, points: Points, point: Point, model: Any, splits
     points.put(point, {split: measure(subject, split) for split in splits})
 
 
-def make_variants(bench: Bench, store: Store, run: RunPlan, points: Points, reporter: Reporter) -> None:
-    """Makes and measures the variants that the arms want and that are not among the points yet."""
-    for after, of, source in wanted_variants(bench, run, points):
-        name = variant_name(after, of)
+def make_variants(
+    bench: Bench, store: Store, run: RunPlan, points: Points, reporter: Reporter, keep: Callable[[], None]
+) -> list[Lacking]:
+    """Makes and measures the variants that the arms want and that are not among the points yet.
+
+    Args:
+        keep: Called after each one, to write it down.
+    Returns:
+        Those that could not be measured: the others are none the worse for them.
+    Raises:
+        StoreError: The disk is full, or the weights are gone.
+    """
+    lacking = []
+    for after, of, name in run.wanted(bench.spec.keep):
         if name in points.names():
             continue
         reporter.stage(name)
-        nothing = {"weights": None, "validation": None, "test": None}
-        point = {**points.get(source), "name": name, "variant": variant(after, of), **nothing}
-        if alike := _alike(bench, run, points, name, "validation"):
-            points.put_alike(point, alike, "validation")
+        try:
+            _make_variant(bench, store, run, points, after, of, name)
+        except Exception as error:
+            if isinstance(error, StoreError) or disk_full(error):
+                raise
+            write_atomic(store.run(run.key) / "error.txt", traceback.format_exc().encode())
+            lacking.append(lack(after, of, one_line(error)))
         else:
-            model = _variant_model(bench, store, run, points.get(source), after)
-            measure_point(bench, points, point, model, SPLITS[:1])
-        points.save_progress(store.run(run.key))
+            keep()
+    return lacking
 
 
-def wanted_variants(bench: Bench, run: RunPlan, points: Points) -> list[tuple[Chain, str, str]]:
-    """(methods, kind of kept checkpoint, that checkpoint's point) of every variant that the arms want of a run."""
-    return [(after, of, points.kept(of)) for after in run.variants for of in bench.spec.keep if of != "all"]
+def _make_variant(bench: Bench, store: Store, run: RunPlan, points: Points, after: Chain, of: str, name: str) -> None:
+    source = points.get(points.kept(of))
+    nothing = {"weights": None, "validation": None, "test": None}
+    point = {**source, "name": name, "variant": variant(after, of), **nothing}
+    if alike := _alike(bench, run, points, name, "validation"):
+        points.put_alike(point, alike, "validation")
+    else:
+        model = _variant_model(bench, store, run, source, after)
+        measure_point(bench, points, point, model, SPLITS[:1])
 
 
 def _alike(bench: Bench, run: RunPlan, points: Points, name: str, split: Split) -> str | None:
     """A variant that is the same model, measured already: where the best checkpoint is the last, two kinds name it."""
-    made_of = {variant_name(after, of): (after, source) for after, of, source in wanted_variants(bench, run, points)}
+    made_of = {other: (after, points.kept(of)) for after, of, other in run.wanted(bench.spec.keep)}
     if name not in made_of:
         return None
     same = [other for other in made_of if made_of[other] == made_of[name] and other in points.names()]
@@ -70,13 +90,11 @@ def _variant_model(bench: Bench, store: Store, run: RunPlan, source: Point, afte
 
 
 def _load(bench: Bench, store: Store, run: RunPlan, point: Point) -> Any:
-    path = store.run(run.key) / str(point["weights"])  # a given checkpoint's path is absolute and wins
-    if point["weights"] is None or not path.is_dir():
+    if not has_weights(store, run.key, point):
         raise StoreError(
-            f"run {run.key}: the weights of {point['name']} are gone; remove {store.run(run.key)} to train it again,"
-            " and add `all` to `keep` where arms are to be added later"
+            f"run {run.key}: the weights of {point['name']} are gone; remove {store.run(run.key)} to train it again"
         )
-    return bench.load(path)
+    return bench.load(store.run(run.key) / point["weights"])  # a given checkpoint's path is absolute and wins
 
 
 def measure_test(bench: Bench, store: Store, run: RunPlan, names: Iterable[str], listen: Listener) -> None:
@@ -85,15 +103,14 @@ def measure_test(bench: Bench, store: Store, run: RunPlan, names: Iterable[str],
     with locked(directory / ".lock", what=f"run {run.key}"):
         result, points = store.result(run.key), Points.load(directory)
         assert result is not None
-        chains = {variant_name(after, of): (after, source) for after, of, source in wanted_variants(bench, run, points)}
+        chains = {name: after for after, _, name in run.wanted(bench.spec.keep)}
         for name in names:
             point = points.get(name)
             if point["test"] is not None:
                 continue
             listen(Event("run", run.key, f"testing {name}", bench.steps, bench.steps))
             if name in chains:
-                after, source = chains[name]
-                model = _variant_model(bench, store, run, points.get(source), after)
+                model = _variant_model(bench, store, run, points.source(point), chains[name])
                 point = point | {"weights": f"weights/{name}"}
                 with WRITING:
                     save_model(model, bench.tokenizer, directory / point["weights"])

@@ -11,14 +11,16 @@ from typing import Any
 
 from ..errors import UntaxedError
 from ..method import Context, Method
-from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs, run_key, variant, variant_name
+from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs, run_key, variant
 from .begin import begun
+from .endings import has_weights, lacks_weights, record_failure
 from .estimate import failures, tally
 from .events import Event, Listener, counted, ignore
 from .jobs import Crash, Crew, Job
 from .notes import each_warning_once
+from .points import Points
 from .record import compare, describe, put_aside, put_aside_in_words
-from .runs import record_failure
+from .sound import check_results
 from .spec import StudySpec
 from .store import Store, check_directory
 from .summary import chosen_points, wanted_tests, write_summary
@@ -43,6 +45,7 @@ class Work:
         self.arms = plan_arms(spec.methods)
         self.facts: dict[str, Any] = {}
         self.runs: dict[str, RunPlan] = {}
+        self._again: set[str] = set()  # complete runs that are to be trained again
         self._retry_failed = retry_failed
         self._listen = each_warning_once(listen)
         check_directory(self.store.directory)
@@ -56,8 +59,11 @@ class Work:
         self._listen(Event("note", text="checking models, data and methods"))
         self.facts = self.do(crew, [self.job("prepare")] * crew.size)[0]  # every worker makes itself ready
         self.runs = plan_runs(self.arms, self.spec.seeds, self.facts["identity"])
+        if any(arm.early_stopping for arm in self.arms) and self.facts["measured_steps"] == 1:
+            self._listen(Event("warning", text=_nothing_to_stop_at(self.facts)))
         described = self.described()
         compare(self.store, described)
+        check_results(self.store, self.runs)
         if aside := put_aside(self.store, described):
             self._listen(Event("note", text=put_aside_in_words(described, aside)))
 
@@ -104,28 +110,52 @@ class Work:
     def _left(self, run: RunPlan) -> int:
         """How much of a run is left: its training counts as much as a hundred variants."""
         result = self.store.result(run.key)
-        if result is None or (result["status"] == "failed" and self._retry_failed):
-            return 100 + len(run.variants)
-        if result["status"] == "failed":
+        if result is not None and result["status"] == "failed" and not self._retry_failed:
             return 0
-        names = {point["name"] for point in result["points"]}
-        wanted = {variant_name(after, of) for after in run.variants for of in self.spec.keep if of != "all"}
-        return len(wanted - names)
+        return 100 * self.to_train(run) + len(self.to_add(run))
+
+    def any_done(self) -> bool:
+        """Whether a run tells what one costs."""
+        return any((self.store.result(key) or {}).get("status") == "done" for key in self.runs)
+
+    def to_train(self, run: RunPlan) -> bool:
+        """Whether a run is trained, or trained again since weights that are needed were not kept."""
+        result = self.store.result(run.key)
+        if result is None or result["status"] == "failed" or run.key in self._again:
+            return True
+        return lacks_weights(self.store, run, Points(result["points"]), self.spec.keep)
+
+    def to_add(self, run: RunPlan) -> list[str]:
+        """The variants that a run does not have yet."""
+        result = self.store.result(run.key)
+        names = {point["name"] for point in result["points"]} if result else set()
+        return [name for _, _, name in run.wanted(self.spec.keep) if name not in names]
+
+    def to_do(self, run: RunPlan) -> str:
+        """What is left of a run, in words."""
+        result = self.store.result(run.key)
+        if result is None or result["status"] == "failed":
+            return self.label(run)
+        if self.to_train(run):
+            return f"{self.label(run)}: trained again, for weights that were not kept"
+        return f"{self.label(run)}: {counted(len(self.to_add(run)), 'variant')} to add"
 
     def make_runs(self, crew: Crew) -> None:
-        """Does every unfinished run; one that crashes its worker is recorded as failed."""
-        unfinished = self.unfinished()
+        """Does every unfinished run; one that crashes its worker is recorded, and the others go on."""
+        unfinished = [run for run in self.unfinished() if not self._again or run.key in self._again]
         if unfinished:
             self.store.summary.unlink(missing_ok=True)  # it will not hold any more
         failed, left = failures(self.store, self.runs, unfinished), len(unfinished)
         self._listen(Event("note", text=tally(len(self.runs) - failed - left, failed, left)))
         for run in unfinished:
+            if (what := self.to_do(run)) != self.label(run):
+                self._listen(Event("note", text=what))
             self._listen(Event("plan", run.key, self.label(run), steps=self.facts["steps"]))
-        results = crew.run([self.job("run", key=run.key) for run in unfinished], self._listen)
-        for run, result in zip(unfinished, results):
+        jobs = [self.job("run", key=run.key, again=run.key in self._again) for run in unfinished]
+        for run, result in zip(unfinished, crew.run(jobs, self._listen)):
             if isinstance(result, Crash):
-                record_failure(self.store, run, why=result.why, details=result.log)
-                self._listen(Event("failed", run.key, result.why))
+                why = record_failure(self.store, run, why=result.why, keep=self.spec.keep, details=result.log)
+                self._listen(Event("failed", run.key, why))
 
     def label(self, run: RunPlan) -> str:
         """A run in words: its methods, their settings where these are not the default, its seed."""
@@ -135,27 +165,24 @@ class Work:
 
     def make_tests(self, crew: Crew) -> None:
         """Measures what validation chose on test. A run whose chosen weights are gone is trained again first."""
-        if self._again():
+        self._again = self._without_weights()
+        if self._again:
             self.make_runs(crew)
+        if lost := self._without_weights():
+            raise UntaxedError(f"{self.label(self.runs[min(lost)])}: could not be trained again; try once more")
         wanted = wanted_tests(self.store)
         if count := sum(map(len, wanted.values())):
             self._listen(Event("note", text=f"measuring {counted(count, 'chosen point')} on test"))
         self.do(crew, [self.job("test", key=key, points=points) for key, points in wanted.items()])
 
-    def _again(self) -> list[str]:
-        """Sets back the runs whose newly chosen points have lost their weights, as `keep` without `all` may do."""
-        again = []
+    def _without_weights(self) -> set[str]:
+        """The runs whose newly chosen points have lost their weights, as `keep` without `all` may do."""
+        gone = set()
         for key, names in wanted_tests(self.store).items():
-            result = self.store.result(key)
-            points = [point for point in result["points"] if point["name"] in names] if result else []
-            if any(point["variant"] is None and not self._has_weights(key, point) for point in points):
-                self._listen(Event("note", text=f"{self.label(self.runs[key])}: trained again for weights not kept"))
-                (self.store.run(key) / "result.json").unlink()
-                again.append(key)
-        return again
-
-    def _has_weights(self, key: str, point: Mapping[str, Any]) -> bool:
-        return point["weights"] is not None and (self.store.run(key) / point["weights"]).is_dir()
+            points = Points((self.store.result(key) or {"points": []})["points"])
+            if not all(has_weights(self.store, key, points.source(points.get(name))) for name in names):
+                gone.add(key)
+        return gone
 
     def finish(self) -> dict[str, Any]:
         """Writes the summary and removes the weights that are neither kept nor chosen."""
@@ -179,6 +206,15 @@ class Work:
             if isinstance(result, Crash):
                 raise UntaxedError(f"a worker stopped: {result.why}; what was finished is kept, so try again")
         return results
+
+
+def _nothing_to_stop_at(facts: Mapping[str, Any]) -> str:
+    if facts["given"]:
+        return "early_stopping has nothing to choose from: one checkpoint is given"
+    return (
+        f"early_stopping has nothing to choose from: with measure.every {facts['every']} and {facts['steps']} steps"
+        " only the last step is measured; lower measure.every"
+    )
 
 
 def _in_words(method: Method) -> str:
