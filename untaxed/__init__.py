@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Any
 from .errors import UntaxedError as UntaxedError
 
 if TYPE_CHECKING:
+    from .callbacks import EMA as EMA
+    from .callbacks import DriftTriggeredReset as DriftTriggeredReset
     from .callbacks import ElasticReset as ElasticReset
     from .callbacks import ElasticResetState as ElasticResetState
+    from .callbacks import ResetToAverage as ResetToAverage
+    from .callbacks import ResetToInitial as ResetToInitial
+    from .callbacks import WeightAverage as WeightAverage
     from .merging import average as average
     from .optim import MoFO as MoFO
     from .optim import OnDARE as OnDARE
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DriftTriggeredReset": ".callbacks",
+    "EMA": ".callbacks",
     "ElasticReset": ".callbacks",
     "ElasticResetState": ".callbacks",
     "MoFO": ".optim",
@@ -39,6 +46,9 @@ _HOMES = {
     "OnTIESAdamW": ".optim",
     "OnlineMerging": ".optim",
     "Pipeline": ".optim",
+    "ResetToAverage": ".callbacks",
+    "ResetToInitial": ".callbacks",
+    "WeightAverage": ".callbacks",
     "attach": ".training",
     "average": ".merging",
     "load_results": ".studies",
@@ -46,6 +56,8 @@ _HOMES = {
     "sft_delta": ".optim",
 }
 __all__ = [
+    "EMA",
+    "DriftTriggeredReset",
     "ElasticReset",
     "ElasticResetState",
     "MoFO",
@@ -55,7 +67,10 @@ __all__ = [
     "OnTIESAdamW",
     "OnlineMerging",
     "Pipeline",
+    "ResetToAverage",
+    "ResetToInitial",
     "UntaxedError",
+    "WeightAverage",
     "attach",
     "average",
     "load_results",

@@ -219,5 +219,5 @@ def _nothing_to_stop_at(facts: Mapping[str, Any]) -> str:
 
 def _in_words(method: Method) -> str:
     defaults = {field.name: field.default for field in dataclasses.fields(method)}
-    given = [f"{key}={value}" for key, value in method.settings().items() if value != defaults[key]]
+    given = [f"{key}={value}" for key, value in method.settings().items() if getattr(method, key) != defaults[key]]
     return " ".join([method.name, *given])
