@@ -16,6 +16,7 @@ from ..weights import check_same
 from ._followed import followed, overwrite, snapshot_of
 from ._state import COUNT, FRACTION, TENSORS, check_state, is_tensors
 
+PART = 1 << 18  # entries
 STATE = {"average": TENSORS, "steps": COUNT, "updates": COUNT, "start_share": FRACTION}
 
 
@@ -176,8 +177,18 @@ def lerp(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], share: flo
     alike = [name for name, target in targets.items() if _alike(target, values[name])]
     if alike:
         torch._foreach_lerp_([targets[name] for name in alike], [values[name] for name in alike], share)
-    for name in targets.keys() - set(alike):  # one after the other: no second copy of all of them
-        targets[name].lerp_(values[name].to(targets[name].device, torch.float32), share)
+    for name in targets.keys() - set(alike):
+        _lerp_in_parts(targets[name], values[name], share)
+
+
+def _lerp_in_parts(target: Tensor, value: Tensor, share: float) -> None:
+    """Through a small float32 buffer that stays in the cache: no second copy of a tensor, let alone of all."""
+    if not (target.is_contiguous() and value.is_contiguous()):
+        target.lerp_(value.to(target.device, torch.float32), share)
+        return
+    buffer = torch.empty(min(PART, target.numel()), dtype=torch.float32, device=target.device)
+    for own, other in zip(target.view(-1).split(PART), value.view(-1).split(PART)):
+        own.lerp_(buffer[: own.numel()].copy_(other), share)
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:
