@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
-from untaxed.callbacks import ElasticReset
+from untaxed.callbacks import EMA, ElasticReset, WeightAverage
+from untaxed.errors import Unsupported
 from untaxed.method import Method
 from untaxed.training import Moment, Outcome, Task, join, make_trainer, train
-from untaxed.weights import same
+from untaxed.weights import same, trainable
 
 RESET = ElasticReset(decay=0.6, reset_every=3)
 
@@ -110,6 +112,72 @@ def test_resume_is_bit_identical(tiny_task: Task, tmp_path: Path, name: str, kil
     assert outcome.steps == 6
     assert read_log(tmp_path / "log.jsonl") == read_log(tmp_path / "straight.jsonl")
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("dpo", ElasticReset(decay=0.6, reset_every=3, reference="average", moments="averaged")),
+        ("dpo", ElasticReset(decay=0.6, reset_every=2, lengthen=1.5, snapshot="reference")),
+        ("dpo", EMA(decay=0.6)),
+        ("rloo", ElasticReset(decay=0.6, reset_every=3, kl_target=0.1, moments="cleared")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_what_methods_change_around_the_policy_survives_a_resume(
+    tiny_task: Task, tmp_path: Path, name: str, method: Method
+) -> None:
+    """The reference's tensors, averaged moments and beta are of no checkpoint but ours."""
+    options: dict[str, Any] = {"resume_dir": tmp_path / "resume", "checkpoint_every": 2}
+    straight, _ = run(tiny_task, name, method, folder=tmp_path)
+
+    def kill(moment: Moment) -> None:
+        if moment.step >= 5:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run(tiny_task, name, method, folder=tmp_path, observe=kill, **options)
+    resumed, _ = run(tiny_task, name, method, folder=tmp_path, **options)
+    assert same(straight, resumed)
+    plain, _ = run(tiny_task, name, folder=tmp_path)
+    assert same(plain, straight) == isinstance(method, EMA)  # which never touches the policy
+
+
+def test_what_is_measured_of_an_average_beside_the_policy_is_the_average(tiny_task: Task, tmp_path: Path) -> None:
+    shown: dict[int, dict[str, Tensor]] = {}
+
+    def observe(moment: Moment) -> None:
+        assert moment.steps_since_reset is None
+        shown[moment.step] = {name: tensor.clone() for name, tensor in trainable(moment.model).items()}
+
+    trainer = make_trainer("dpo", {}, task=tiny_task, seed=0, output_dir=tmp_path)
+    attached = join(trainer, [EMA(decay=0.6)])
+    average = WeightAverage(trainer.model, decay=0.6)
+    policies: list[dict[str, Tensor]] = []
+
+    class Beside(TrainerCallback):
+        def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+            average.update()
+            policies.append({name: tensor.clone() for name, tensor in trainable(trainer.model).items()})
+
+    trainer.add_callback(Beside())
+    train(trainer, attached, every=2, observe=observe)
+    assert list(shown) == [2, 4, 6]
+    assert same(shown[6], average.tensors())
+    assert same(trainable(trainer.model), policies[-1])
+    with attached.shown():
+        assert same(trainable(trainer.model), shown[6])
+    assert same(trainable(trainer.model), policies[-1])
+    with pytest.raises(Unsupported, match="two averages go along"):
+        run(tiny_task, "dpo", EMA(decay=0.6), EMA(decay=0.7), folder=tmp_path)
+
+
+def test_a_reference_that_cannot_change_is_refused_before_the_first_step(tiny_task: Task, tmp_path: Path) -> None:
+    rule = ElasticReset(decay=0.6, reset_every=3, reference="average")
+    with pytest.raises(Unsupported, match="computed beforehand"):
+        run(tiny_task, "dpo", rule, folder=tmp_path, arguments={"precompute_ref_log_probs": True})
+    with pytest.raises(Unsupported, match="beta above 0"):
+        run(tiny_task, "rloo", rule, folder=tmp_path, arguments={"beta": 0.0})
 
 
 def test_resets_and_checkpoints_wait_until_no_samples_are_left(tiny_task: Task, tmp_path: Path) -> None:

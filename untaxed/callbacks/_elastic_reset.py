@@ -102,6 +102,7 @@ class ElasticResetState:
             raise Unsupported("reset_when needs a drift meter beside it: attach(trainer, DriftMeter(…), …)")
         self._rule = rule
         self._model = model
+        self._lent_wrongly = False
         self._initial = self._snapshot(host)
         self._average: WeightAverage | None = None
         if rule.target == "average":
@@ -154,6 +155,10 @@ class ElasticResetState:
 
     def skip(self) -> None:
         """Advances by one optimizer step without a reset; one that was due stays due."""
+        if self._lent_wrongly:
+            raise Unsupported(
+                "snapshot 'reference' needs a reference that is the initial policy to the bit, in float32; take 'copy'"
+            )
         self._cycle.advance()
         if self._adaptive is not None:
             self._adaptive.step()
@@ -184,6 +189,7 @@ class ElasticResetState:
         check_same(state["initial"], self._initial, names=("the saved state", "the model"))
         if self._average is not None:
             self._average.assign(state["average"])
+        self._lent_wrongly = self._lent_wrongly and not same(self._initial, state["initial"])  # else a resume
         overwrite(self._initial, state["initial"])
         self._cycle.load_state_dict(state)
         if self._moments is not None:
@@ -209,10 +215,7 @@ class ElasticResetState:
         if self._rule.snapshot == "copy":
             return snapshot_of(own)
         lent = {name: tensor for name, tensor in reference_of(host).items() if name in own}
-        if not same(lent, own) or any(tensor.dtype != torch.float32 for tensor in lent.values()):
-            raise Unsupported(
-                "snapshot 'reference' needs a reference that is the initial policy to the bit, in float32; take 'copy'"
-            )
+        self._lent_wrongly = not same(lent, own) or any(tensor.dtype != torch.float32 for tensor in lent.values())
         return lent
 
     def _show_reference(self) -> None:

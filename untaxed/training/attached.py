@@ -188,7 +188,7 @@ class Attached:
             self._take_up()
 
     def end_step(self, step: int, *, last: bool) -> None:
-        """One optimizer step is over: observe, then let the methods act.
+        """One optimizer step is over: let the methods take it in, observe, then let those act that replace the policy.
 
         No reset at the last step, where nothing could recover from it, nor while samples of the old policy wait to be
         learned from; a reset that is due then comes at the next step that is free.
@@ -196,15 +196,18 @@ class Attached:
         if last:
             self.in_step.flush()
         free = not last and not samples_waiting(self._trainer)
-        replaces = free and any(live.due() for live in self._live)
+        due = [live for live in self._live if live.due()]
+        replaces = free and bool(due)
+        for live in self._live:
+            if live not in due:
+                live.step()
+            elif not free:
+                live.skip()
         self.steps_since_reset += 1
         if self.observer is not None:
             self.observer(step, last=last, phase="before" if replaces else None)
-        for live in self._live:
-            if not free and live.due():
-                live.skip()
-            else:
-                live.step()
+        for live in due if free else ():
+            live.step()
         if replaces:
             self.steps_since_reset = 0
             if self.observer is not None:
