@@ -62,7 +62,7 @@ def test_page_fits_and_follows_the_colour_scheme(tmp_path, text, scheme, dark):
     written = re.search(r'<pre id="found">(.*?)</pre>', dom)
     for width, found in zip(WIDTHS, json.loads(escaping.unescape(written[1])), strict=True):
         assert found["scroll"] == found["client"] == width
-        assert found["plots"] == 1 + 11  # one frontier of the two sizes, a curve a measure
+        assert found["plots"] == 1 + 11 + 4  # one frontier of the two sizes, a curve a measure, four by cycle
         assert found["narrowest"] > 200
         assert found["rightmost"] <= width
         assert found["marks"] > 20

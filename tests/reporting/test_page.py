@@ -12,7 +12,7 @@ from fabricated import fabricate
 from untaxed.errors import StoreError
 from untaxed.reporting import frontier_svg, html, write_html
 from untaxed.reporting.axes import axis, looks
-from untaxed.reporting.curves import curve
+from untaxed.reporting.curves import Curve, alongside, curve, cycles
 from untaxed.reporting.directory import read_study
 from untaxed.reporting.plots import frontier_plot
 
@@ -71,6 +71,7 @@ def test_sections_come_in_order(page):
         "Arms",
         "What is kept of each ability",
         "Along training",
+        "Cycle by cycle",
         "Texts before and after",
         "How this was made",
     ]
@@ -95,7 +96,9 @@ def test_everything_of_others_is_escaped(text):
 def test_plots_have_names_for_those_who_do_not_see_them(page, text):
     images = [value for tag, name, value in page.attributes if tag == "svg" and name == "role"]
     named = [value for tag, name, value in page.attributes if tag == "svg" and name == "aria-label" and value]
-    assert len(images) == len(named) == 2 + 11  # the frontier in two sizes, a curve a measure
+    assert (
+        len(images) == len(named) == 2 + 11 + 4
+    )  # the frontier in two sizes, a curve a measure, and by cycle those of reward and drift
     assert text.count("</title>") > len(images)
     scopes = [value for tag, name, value in page.attributes if tag == "th" and name == "scope"]
     assert scopes.count("col") > 10
@@ -238,3 +241,18 @@ def test_a_page_that_cannot_be_written_is_one_line_and_leaves_nothing(study, tmp
         with pytest.raises(StoreError, match=r"cannot be written|is a folder"):
             write_html(study, target)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder"]
+
+
+def test_a_curve_falls_into_cycles_and_another_is_cut_alike():
+    resets = Curve([0, 2, 4, 4, 6, 8, 8, 9], list("abcdefgh"), list("abcdefgh"), list("abcdefgh"), [4, 8])
+    assert [(part.steps, part.mean) for part in cycles(resets)] == [
+        ([0, 2, 4], ["a", "b", "c"]),
+        ([0, 2, 4], ["d", "e", "f"]),
+        ([0, 1], ["g", "h"]),
+    ]
+    plain = Curve([0, 2, 4, 6, 8, 9], list("uvwxyz"), list("uvwxyz"), list("uvwxyz"), [])
+    assert [(part.steps, part.mean) for part in alongside(plain, resets)] == [
+        ([0, 2, 4], ["u", "v", "w"]),
+        ([0, 2, 4], ["w", "x", "y"]),
+        ([0, 1], ["y", "z"]),
+    ]

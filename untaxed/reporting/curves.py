@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from .directory import StudyFiles
@@ -55,6 +56,29 @@ def curve(runs: Sequence[Sequence[Point]], group: str, name: str, initial: Point
         high=[max(values) for _, values in known],
         resets=[step for step, phase in moments if PHASES[phase] == "after"],
     )
+
+
+def cycles(whole: Curve) -> list[Curve]:
+    """The parts of a curve between its resets, each from its own start at step 0; the first starts at initial."""
+    cuts = [i for i in range(1, len(whole.steps)) if whole.steps[i] == whole.steps[i - 1]]  # before, after
+    return [_part(whole, *ends) for ends in zip([0, *cuts], [*cuts, len(whole.steps)])]
+
+
+def alongside(whole: Curve, other: Curve) -> list[Curve]:
+    """The parts of a curve without resets over the same steps as the cycles of another."""
+    bounds = [other.steps[0], *other.resets, other.steps[-1]] if other.steps else []
+    parts = []
+    for start, end in pairwise(bounds):
+        inside = [i for i, step in enumerate(whole.steps) if start <= step <= end]
+        if inside:
+            parts.append(_part(whole, inside[0], inside[-1] + 1))
+    return parts
+
+
+def _part(whole: Curve, start: int, end: int) -> Curve:
+    first = whole.steps[start]
+    columns = (whole.mean[start:end], whole.low[start:end], whole.high[start:end])
+    return Curve([step - first for step in whole.steps[start:end]], *columns, resets=[])
 
 
 def _value(point: Point, group: str, name: str) -> float | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError, require
-from .axes import looks
-from .curves import curve, trained_points
+from .axes import Look, looks
+from .curves import alongside, curve, cycles, trained_points
 from .directory import StudyFiles, read_study
 from .numbers import Summary
 from .plots import CurvePlot, arm_looks, curve_plot, difference_bars, frontier_plot, legend_places
@@ -167,10 +167,11 @@ def _curves(files: StudyFiles) -> dict[str, Any]:
     styles = looks((arm["arm"], arm["plain"], arm["early_stopping"]) for arm in arms)
     names = [arm["arm"] for arm in arms if not arm["early_stopping"]]
     runs = {name: trained_points(files, name, _shown_values(shown.get(name))) for name in names}
+    measures = files.study.get("measures", [])
     groups: list[tuple[str, list[tuple[Mapping[str, Any], CurvePlot]]]] = []
     for group, title in GROUPS.items():
         panels = []
-        for measure in files.study.get("measures", []):
+        for measure in measures:
             if measure["group"] == group:
                 curves = {arm: curve(points, group, measure["name"], files.initial) for arm, points in runs.items()}
                 plot = curve_plot(curves, styles, share=measure["unit"].startswith("share"))
@@ -178,7 +179,34 @@ def _curves(files: StudyFiles) -> dict[str, Any]:
                     panels.append((measure, plot))
         if panels:
             groups.append((title, panels))
-    return {"curve_groups": groups, "with_curves": [arm for arm, points in runs.items() if points]}
+    split = [(arm, _cycles(arm, measures, runs, styles, files)) for arm in runs]
+    return {
+        "curve_groups": groups,
+        "with_curves": [arm for arm, points in runs.items() if points],
+        "cycles": [(arm, panels) for arm, panels in split if panels],
+    }
+
+
+def _cycles(
+    arm: str, measures: Sequence[Any], runs: Mapping[str, Any], styles: Mapping[str, Look], files: StudyFiles
+) -> list[tuple[Any, CurvePlot]]:
+    """Reward and drift of an arm that resets, each cycle from its own start, and plain over the same steps."""
+    plain = next((one for one in files.study["arms"] if one["plain"]), None)
+    panels = []
+    for measure in measures:
+        own = curve(runs[arm], measure["group"], measure["name"], files.initial)
+        if not own.resets or measure["group"] == "abilities":
+            continue
+        parts = {f"{arm}\0{number}": part for number, part in enumerate(cycles(own), 1)}
+        if plain is not None:
+            other = curve(runs[plain["arm"]], measure["group"], measure["name"], files.initial)
+            parts |= {f"{plain['arm']}\0{number}": part for number, part in enumerate(alongside(other, own), 1)}
+        drawn = {key: styles[key.split("\0")[0]] for key in parts}
+        numbers = {key: key.split("\0")[1] for key in parts if key.startswith(f"{arm}\0")}
+        plot = curve_plot(parts, drawn, labels=numbers)
+        if plot:
+            panels.append((measure, plot))
+    return panels
 
 
 def _shown_values(entry: Mapping[str, Any] | None) -> Mapping[str, Any]:

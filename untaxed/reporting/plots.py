@@ -125,13 +125,21 @@ class CurvePlot:
     height: int
     x: Axis
     y: Axis
-    lines: list[tuple[Look, str, str, tuple[float, float], list[float]]]  # look, path, band, end, resets
+    lines: list[tuple[Look, str, str, tuple[float, float], list[float], str]]  # look, path, band, end, resets, label
 
 
 def curve_plot(
-    curves: Mapping[str, Curve], styles: Mapping[str, Look], *, share: bool = False, width: int = 340, height: int = 200
+    curves: Mapping[str, Curve],
+    styles: Mapping[str, Look],
+    *,
+    share: bool = False,
+    labels: Mapping[str, str] | None = None,
+    width: int = 340,
+    height: int = 200,
 ) -> CurvePlot | None:
-    """The curves of one measure by arm; None where there are none. `share`: whether it is one, from 0 to 1."""
+    """The curves of one measure by arm; None where there are none. `share`: whether it is one, from 0 to 1; `labels`
+    stand at the ends of their curves.
+    """
     curves = {arm: curve for arm, curve in curves.items() if curve.steps}
     if not curves:
         return None
@@ -144,7 +152,8 @@ def curve_plot(
         upper = [(x(step), y(value)) for step, value in zip(curve.steps, curve.high)]
         lower = [(x(step), y(value)) for step, value in zip(curve.steps, curve.low)]
         resets = [x(step) for step in curve.resets]
-        lines.append((styles[arm], _path(mean), _path(upper + lower[::-1]) + "z", mean[-1], resets))
+        label = (labels or {}).get(arm, "")
+        lines.append((styles[arm], _path(mean), _path(upper + lower[::-1]) + "z", mean[-1], resets, label))
     return CurvePlot(width, height, x, y, lines)
 
 
