@@ -96,9 +96,7 @@ def test_everything_of_others_is_escaped(text):
 def test_plots_have_names_for_those_who_do_not_see_them(page, text):
     images = [value for tag, name, value in page.attributes if tag == "svg" and name == "role"]
     named = [value for tag, name, value in page.attributes if tag == "svg" and name == "aria-label" and value]
-    assert (
-        len(images) == len(named) == 2 + 11 + 4
-    )  # the frontier in two sizes, a curve a measure, and by cycle those of reward and drift
+    assert len(images) == len(named) == 2 + 11 + 4  # the frontier in two sizes, a curve a measure, four by cycle
     assert text.count("</title>") > len(images)
     scopes = [value for tag, name, value in page.attributes if tag == "th" and name == "scope"]
     assert scopes.count("col") > 10
