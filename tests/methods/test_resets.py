@@ -75,6 +75,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"decay": 0.8, "reset_every": 4, "reference": "average"},
     {"decay": 0.8, "reset_every": 4, "kl_target": 1.0},
     {"decay": 0.8, "reset_every": 4, "snapshot": "reference"},
+    {"decay": 0.8, "reset_every": 4, "device": "cpu"},
 ]
 
 

@@ -112,6 +112,7 @@ class ElasticResetState:
                 half_life=rule.half_life,
                 update_every=rule.update_every,
                 exclude=rule.exclude,
+                device=rule.device,
             )
         self._cycle = Cycle(
             rule.reset_every,
@@ -213,7 +214,7 @@ class ElasticResetState:
     def _snapshot(self, host: Host) -> dict[str, Tensor]:
         own = followed(self._model, self._rule.exclude)
         if self._rule.snapshot == "copy":
-            return snapshot_of(own)
+            return snapshot_of(own, self._rule.device)
         lent = {name: tensor for name, tensor in reference_of(host).items() if name in own}
         self._lent_wrongly = not same(lent, own) or any(tensor.dtype != torch.float32 for tensor in lent.values())
         return lent
@@ -251,6 +252,7 @@ class ElasticReset(Method):
         exclude: Shell patterns of parameters that are neither averaged nor reset (a value head: ``"v_head.*"``).
         reference: What the KL term holds the policy to: the "initial" model, the "average", or "none" (rloo, grpo).
         kl_target: Beta follows this KL (rloo, grpo), see `AdaptiveBeta`.
+        device: "cpu" keeps average and initial weights in the host's memory; None: where the policy is.
         snapshot: "copy" keeps the initial weights apart; "reference" takes the trainer's own reference for them, one
             copy less, where it is the initial policy in float32.
     """
@@ -276,11 +278,12 @@ class ElasticReset(Method):
     exclude: tuple[str, ...] = ()
     reference: Literal["initial", "average", "none"] = "initial"
     kl_target: float | None = None
+    device: Literal["cpu"] | None = None
     snapshot: Literal["copy", "reference"] = "copy"
 
     def __post_init__(self) -> None:
         if self.target == "average":
-            check_average(self.decay, self.half_life, self.update_every)
+            check_average(self.decay, self.half_life, self.update_every, device=self.device)
         else:
             check_steps("update_every", self.update_every)
         self._check_clock()

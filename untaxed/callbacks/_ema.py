@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -50,6 +50,7 @@ class EMA(Method):
         update_every: Optimizer steps between updates.
         warm_up: See `WeightAverage`.
         bias_correction: True: the start does not count.
+        device: "cpu" keeps the average in the host's memory; None: where the policy is.
     """
 
     name: ClassVar[str] = "ema"
@@ -63,9 +64,14 @@ class EMA(Method):
     update_every: int = 1
     warm_up: int = 0
     bias_correction: bool = False
+    device: Literal["cpu"] | None = None
 
     def __post_init__(self) -> None:
-        check_average(self.decay, self.half_life, self.update_every, self.warm_up)
+        check_average(self.decay, self.half_life, self.update_every, self.warm_up, self.device)
+
+    def settings(self) -> dict[str, Any]:
+        """All but where the average is kept, which changes no result, unless it is said."""
+        return {key: value for key, value in super().settings().items() if key != "device" or value is not None}
 
     def between(self, model: nn.Module, host: Host = ALONE) -> Between:
         return EMAState(model, **self.settings())
