@@ -11,6 +11,7 @@ The sites, in the order in which they act within one step::
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -32,6 +33,12 @@ def check_fraction(name: str, value: object, *, beyond: str = "") -> None:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
     if not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {value}{beyond}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises `ValueError` unless a setting is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
 class Between(Protocol):
@@ -121,6 +128,7 @@ class Method:
     summary: ClassVar[str]
     acts: ClassVar[frozenset[Site]] = frozenset()
     needs: ClassVar[frozenset[Need]] = frozenset()
+    given_elsewhere: ClassVar[frozenset[str]] = frozenset()  # fields that no spec sets
     resets: ClassVar[bool] = False  # True: replaces the policy's weights at steps of its own
 
     @classmethod
@@ -146,7 +154,7 @@ class Method:
     @classmethod
     def setting(cls, key: str, value: Any, where: str) -> Any:
         """One setting's value in its field's type; `where` is the method's place, for the error."""
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = [field.name for field in dataclasses.fields(cls) if field.name not in cls.given_elsewhere]
         if key not in known:
             tail = nearest(str(key), known) if known else "; it takes no settings"
             raise SpecError(f"{where} has no setting {key!r}{tail}")

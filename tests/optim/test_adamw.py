@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from untaxed.errors import RunFailed
+from untaxed.errors import RunFailed, Unsupported
 from untaxed.optim import MergeUpdate, Merging, OnDAREAdamW, OnTIESAdamW, Pipeline, _kernel, sft_delta
 from untaxed.sparsify import kept_count
 
@@ -417,3 +418,127 @@ def test_without_a_compiler_it_says_so_once(monkeypatch: pytest.MonkeyPatch) -> 
         run(OnDAREAdamW, 2)  # a second warning would be an error
     finally:
         _kernel.load.cache_clear()
+
+
+# --- what a review found ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not COMPILED, reason="no C compiler")
+def test_ties_of_the_delta_are_chosen_alike_with_and_without_the_compiler() -> None:
+    """A delta between two bfloat16 checkpoints has few values."""
+    found = []
+    for how in (contextmanager(lambda: iter([None])), eager):
+        generator = torch.Generator().manual_seed(0)
+        weight = nn.Parameter(torch.randn(64, 64, generator=generator))
+        delta = {"w": torch.randn(64, 64, generator=generator).mul_(4).round()}
+        optimizer = OnTIESAdamW([("w", weight)], lr=1e-4, delta=delta, merge_weight=0.1)
+        with how():
+            for _ in range(5):
+                weight.grad = torch.randn(64, 64, generator=generator)
+                optimizer.step()
+        found.append(weight)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_copies_go_on_as_their_original(cls: type) -> None:
+    own = parameters()
+    optimizer = build(cls, own, merge_every=3)
+    take_steps(optimizer, own, range(2))
+    theirs, copied = copy.deepcopy((own, optimizer))
+    take_steps(optimizer, own, range(2, 5))
+    take_steps(copied, theirs, range(2, 5))
+    assert equal(own, theirs)
+    pickled = pickle.loads(pickle.dumps(cls([("w", nn.Parameter(torch.ones(3)))], lr=0.1)))
+    pickled.param_groups[0]["params"][0].grad = torch.ones(3)
+    pickled.step()
+
+
+def test_a_window_that_was_open_when_it_was_changed_is_closed_then() -> None:
+    """And its origin forgotten, or a later window would begin there."""
+    weight = nn.Parameter(torch.zeros(50))
+    general = nn.Parameter(torch.zeros(50))
+    fast = OnDAREAdamW([("w", weight)], lr=1e-2, density=0.5, merge_every=5)
+    rule = MergeUpdate(Merging(density=0.5, merge_every=5))
+    slow = Pipeline(torch.optim.AdamW([("w", general)], lr=1e-2, weight_decay=0.0), update=rule)
+    for optimizer, own, key in ((fast, weight, "merge_every"), (slow, general, None)):
+        key = key or next(name for name in slow.param_groups[0] if name.endswith("merge_every"))
+        for step in range(130):
+            optimizer.param_groups[0][key] = 1 if 7 <= step < 107 else 5
+            before = own.detach().clone()
+            own.grad = torch.ones(50)
+            optimizer.step()
+            assert (own.detach() - before).abs().max() <= 0.051, step  # a window of five steps at the most
+
+
+def test_gradients_whose_squares_overflow_move_nothing() -> None:
+    for how in (contextmanager(lambda: iter([None])), eager):
+        weight = nn.Parameter(torch.ones(4))
+        optimizer = OnTIESAdamW([("w", weight)], lr=1e-3, density=0.75)
+        with how():
+            for _ in range(2):
+                weight.grad = torch.tensor([1e21, 1e21, 1e21, 3.0])
+                optimizer.step()
+        assert weight[:3].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_at_a_learning_rate_of_0_nothing_becomes_nan(cls: type) -> None:
+    weight = nn.Parameter(torch.ones(10))
+    optimizer = cls([("w", weight)], lr=0.0, eps=0.0, density=0.5)
+    weight.grad = torch.zeros(10)
+    optimizer.step()
+    assert torch.equal(weight, torch.ones(10))
+
+
+def test_a_delta_that_is_needed_late_is_asked_for_before_the_step() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = OnDAREAdamW([("w", weight)], lr=0.1, density=0.5)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.param_groups[0]["merge_weight"] = 1e-3
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    with pytest.raises(ValueError, match="no delta is given; pass delta=sft_delta"):
+        optimizer.step()
+    assert torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], before[0]["exp_avg"])
+
+
+def test_names_must_tell_parameters_apart_and_fit_a_saved_state() -> None:
+    pair = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    for names in (["a", "a"], ["module.a", "a"]):
+        with pytest.raises(ValueError, match="parameters share the name 'a'"):
+            OnDAREAdamW(list(zip(names, pair)))
+    saved = OnDAREAdamW([("x", pair[0])]).state_dict()
+    with pytest.raises(ValueError, match="the saved state has 'x' where this optimizer has 'y'"):
+        OnDAREAdamW([("y", pair[1])]).load_state_dict(saved)
+
+
+def test_a_weight_of_zero_loses_no_push() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = OnDAREAdamW(
+        [("b", weight)], lr=1e-6, density=1.0, merge_weight=1e-6, delta={"b": torch.full((3,), 1e-3)}
+    )
+    weight.grad = torch.zeros(3)
+    optimizer.step()  # a warning would be an error
+    assert weight.tolist() == pytest.approx([1e-9] * 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"density": None}, "density must be a finite number, got None"),
+        ({"density": True}, "density must be a finite number, got True"),
+        ({"clamp": "x"}, "clamp must be a finite number, got 'x'"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"lr": "1e-3"}, "lr must be a finite number"),
+        ({"lr": float("inf")}, "lr must be a finite number, got inf"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OnDAREAdamW([("w", nn.Parameter(torch.ones(2)))], **settings)
+
+
+def test_complex_parameters_are_refused() -> None:
+    with pytest.raises(Unsupported, match="'w' is complex64: only real"):
+        OnTIESAdamW([("w", nn.Parameter(torch.ones(2, dtype=torch.complex64)))])

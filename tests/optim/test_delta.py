@@ -306,6 +306,11 @@ def test_another_architecture_is_one_line(tmp_path: Path) -> None:
         UsageError, match=r"different sizes: 10 of 10 tensors do not fit, first: 'layers\.0\.weight' has 4 rows"
     ):
         sft_delta(llama, large)
+    shapes = {name: shape for name, shape in many("layers", 4).items() if name != "layers.9.weight"}
+    shorter = directory(tmp_path / "e", weights(0, shapes=shapes))
+    for pair, counts in (((llama, shorter), "10 and 9"), ((shorter, llama), "9 and 10")):
+        with pytest.raises(UsageError, match=rf"different architectures: they have {counts} of layers\.\*"):
+            sft_delta(*pair)
     delta = sft_delta(llama, directory(tmp_path / "d", weights(0, shapes=many("layers", 4))))
     with pytest.raises(
         UsageError, match=r"10 of 10 trained tensors have no delta, first: 'blocks\.0\.weight' .*llama"

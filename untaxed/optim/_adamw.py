@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,19 +16,20 @@ from torch.optim.adamw import adamw
 from ..errors import RunFailed
 from ..weights import local
 from . import _kernel
-from ._adam import KINDS, proposed_update, update_moments
+from ._adam import proposed_update, update_moments
 from ._fast import Item, all_finite, fits, keeps_all, step_random
+from ._groups import check_adam, check_names, check_saved_names, named
 from ._held import HeldDelta
 from ._largest import Search
 from ._merge import Merging, merged_update, merging_of
 from ._place import any_true, as_placed, place_of
-from ._rounding import Rounding, added
+from ._rounding import added
 
 log = logging.getLogger(__name__)
 
-MASTERS = (None, "float32")
 NONFINITE = ("raise", "skip")
 PLAIN = Merging()
+OWN = ("_held", "nonfinite", "skipped", "_looked", "_built")
 
 
 class MergingAdamW(Optimizer):
@@ -70,7 +71,7 @@ class MergingAdamW(Optimizer):
         >>> _ = layer(torch.ones(2)).backward()
         >>> optimizer.step()
 
-    Cost: memory of AdamW, plus the delta as stored: 4 bytes a parameter dense (2 in bfloat16), 8 x density where the
+    Cost: memory of AdamW, plus the delta as stored: 4 bytes a parameter dense (2 in bfloat16), 6 x density where the
     delta's mask is drawn once, none memory-mapped; ``merge_every`` above 1, an anchor or a master keep one more copy.
 
     Source: Lu et al. 2024, arXiv:2405.17931, Algorithms 1 and 2.
@@ -111,7 +112,7 @@ class MergingAdamW(Optimizer):
         base = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, **own}
         settings: dict[str, Any] = asdict(Merging()) | dict(self.DEFAULTS) | merging
         self._built = False
-        super().__init__(_named(params, names), base | settings)
+        super().__init__(named(params, names), base | settings)
         self._check_delta()
         self._built = True
 
@@ -121,6 +122,7 @@ class MergingAdamW(Optimizer):
         group = self.param_groups[-1]
         try:
             _check_group(group)
+            check_names(self.param_groups)
             if self._built:
                 self._check_delta()
         except ValueError:
@@ -141,6 +143,7 @@ class MergingAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         items = self._items()
+        self._held.check_late(items)
         if self.nonfinite == "skip" and not self._finite(items):
             self.skipped += 1
             log.warning("step skipped: a gradient is not finite (%d so far)", self.skipped)
@@ -177,19 +180,25 @@ class MergingAdamW(Optimizer):
         """Takes up a saved state: what follows is bit-identical to no interruption.
 
         Raises:
-            ValueError: The state was saved with another delta.
+            ValueError: The state was saved with another delta, or for other parameters.
         """
         ours = self._held.fingerprint
         saved = state_dict.get("delta", ours)
         if saved != ours:
             raise ValueError(f"the saved state belongs to the delta {saved}, this optimizer has {ours}")
+        check_saved_names(state_dict["param_groups"], self.param_groups)
         super().load_state_dict(state_dict)
         self.skipped = state_dict.get("skipped", 0)
         self._keep_dtypes(state_dict)
         self._held.forget()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles; what is remembered for speed alone is left out."""
+        return super().__getstate__() | {name: getattr(self, name) for name in OWN}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._search = Search()
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -238,7 +247,7 @@ class MergingAdamW(Optimizer):
             torchs = ordinary and item.group["adam"] == "torch"
             if not item.weights.numel() and item.place.reduce is None:
                 continue  # empty, and no other process counts on ours
-            if torchs and item.merging.merge_every > 1:
+            if torchs and (item.merging.merge_every > 1 or "at_merge" in item.state):
                 windows.append(item)
             elif torchs and not item.merging.needs_delta and keeps_all(item.merging):
                 plain.append(item)
@@ -320,7 +329,8 @@ class MergingAdamW(Optimizer):
         delta = None
         if item.merging.needs_delta:
             delta = self._held.dense(item).to(weights.device, weights.dtype).view(weights.shape)
-        kept = {name: local(item.state[name]) for name in ("at_merge", "anchor") if name in item.state}
+        names = () if item.merging is PLAIN else ("at_merge", "anchor")  # a step within a window merges nothing
+        kept = {name: local(item.state[name]) for name in names if name in item.state}
         before = dict(kept)
         move = merged_update(
             update,
@@ -373,36 +383,13 @@ class OnTIESAdamW(MergingAdamW):
     DEFAULTS: ClassVar = {"sparsify": "magnitude", "consensus": "sign", "density": 0.05}
 
 
-def _named(params: Iterable[Any], names: Sequence[str] | None) -> list[Any]:
-    listed = list(params)
-    if names is None:
-        return listed
-    if listed and isinstance(listed[0], dict | tuple):
-        raise ValueError("names go with bare parameters; these are groups or have names already")
-    if len(names) != len(listed):
-        raise ValueError(f"one name a parameter: got {len(names)} names and {len(listed)} parameters")
-    return list(zip(names, listed))
-
-
 def _check_group(group: Mapping[str, Any]) -> None:
     if "param_names" not in group:
         raise ValueError(
             "merging needs the parameters' names: pass model.named_parameters(), groups of them, or names=[…]"
         )
     merging_of(group)
-    beta1, beta2 = group["betas"]
-    checks = {
-        "lr": (group["lr"] >= 0, "at least 0"),
-        "betas": (0 <= beta1 < 1 and 0 <= beta2 < 1, "in [0, 1)"),
-        "eps": (group["eps"] >= 0, "at least 0"),
-        "weight_decay": (group["weight_decay"] >= 0, "at least 0"),
-        "adam": (group["adam"] in KINDS, f"one of {', '.join(KINDS)}"),
-        "master": (group["master"] in MASTERS, "None or 'float32'"),
-        "rounding": (group["rounding"] in get_args(Rounding), "nearest or stochastic"),
-    }
-    for name, (fine, words) in checks.items():
-        if not fine:
-            raise ValueError(f"{name} must be {words}, got {group[name]!r}")
+    check_adam(group)
 
 
 def _advance(item: Item) -> None:

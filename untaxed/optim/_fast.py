@@ -102,7 +102,8 @@ def rule_of(item: Item, *, has_reference: bool) -> tuple[tuple[float, ...], int]
     beta1, beta2 = group["betas"]
     scale = 1 / merging.density if merging.rescale == "inverse" and merging.sparsify != "none" else 1.0
     fixed = (
-        *(1 - beta1, beta2, 1 - beta2, *coefficients(group, item.step), group["eps"]),
+        *(1 - beta1, beta2, 1 - beta2, *coefficients(group, item.step)),
+        group["eps"] if group["lr"] else 1.0,  # else 0 / 0 where the eager form proposes nothing
         group["lr"] * group["weight_decay"],
         group["adam"] == "algorithm_box",
         push_weight(merging, item.step) if has_reference else 0.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,9 +58,23 @@ def _check_architectures(initial: Side, pretrained: Side) -> None:
     if largest >= MANY and 2 * len(faults) > len(ours):
         count, first = f"{len(faults)} of {len(ours)} tensors do not fit", next(iter(faults.values()))
         raise UsageError(f"{both} are of different sizes: {count}, first: {first}; {remedy}")
+    ours_count, theirs_count = (_layers(_weights(side)) for side in (initial, pretrained))
+    for prefix in ours_count.keys() & theirs_count.keys():
+        if ours_count[prefix] != theirs_count[prefix]:
+            counts = f"{ours_count[prefix]} and {theirs_count[prefix]} of {prefix}*"
+            raise UsageError(f"{both} are of different architectures: they have {counts}; {remedy}")
     if len(faults) == len(ours):
         why = "; ".join(faults.values()) or "there is no floating-point tensor"
         raise UsageError(f"{both} have no delta: {why}")
+
+
+def _layers(names: Iterable[str]) -> dict[str, int]:
+    """How many numbered modules stand under each name: layers, experts."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        for match in re.finditer(r"\.(\d+)\.", name):
+            found.setdefault(name[: match.start() + 1], set()).add(match[1])
+    return {prefix: len(numbers) for prefix, numbers in found.items()}
 
 
 def pair_faults(initial: Side, pretrained: Side) -> dict[str, str]:

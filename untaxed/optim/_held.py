@@ -14,6 +14,7 @@ from ._delta import Delta, as_delta, check_delta
 from ._fast import Item, keeps_all
 from ._kernel import Reference
 from ._merge import Merging, delta_key, push_weight
+from ._sides import plain_name
 
 LOOKED_AT = 4096  # entries of a parameter that say whether the push survives rounding
 
@@ -24,6 +25,13 @@ class HeldDelta:
     def __init__(self, given: Any) -> None:
         self.delta: Delta | None = None if given is None else as_delta(given)
         self._lists: dict[str, tuple[Any, Reference]] = {}
+        self._fitting: set[str] = set()  # the parameters that the delta is known to fit
+
+    def __deepcopy__(self, memo: Any) -> HeldDelta:
+        """A copy holds the same delta, which nobody writes to."""
+        copied = HeldDelta(None)
+        copied.delta = self.delta
+        return copied
 
     @property
     def fingerprint(self) -> str | None:
@@ -38,7 +46,15 @@ class HeldDelta:
         fresh = any(one.sparsify == "random" and one.delta_mask == "fresh" and one.needs_delta for one in settings)
         if self.delta.storage == "sparse" and fresh:
             raise ValueError("storage 'sparse' holds the kept entries alone: it needs delta_mask='once'")
-        check_delta(self.delta, {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad})
+        trained = {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad}
+        check_delta(self.delta, trained)
+        self._fitting |= {plain_name(name) for name in trained}
+
+    def check_late(self, items: Iterable[Item]) -> None:
+        """`check` for parameters that need the delta since a weight was raised or they were unfrozen."""
+        late = [item for item in items if item.merging.needs_delta and item.place.name not in self._fitting]
+        if late:
+            self.check({item.place.name: item.parameter for item in late}, [item.merging for item in late])
 
     def dense(self, item: Item, most: int | None = None) -> Tensor:
         """The local part of a parameter's delta, or its first entries: float32, one dimension, on the CPU."""
@@ -98,6 +114,8 @@ class HeldDelta:
 
 
 def half_ulp(size: Tensor, dtype: torch.dtype) -> float:
-    """Half the distance between a number of this size and the next of its dtype."""
+    """Half the distance between a number of this size and the next of its dtype; 0 at 0, where nothing is lost."""
+    if size == 0:
+        return 0.0
     _, exponent = torch.frexp(size)
     return 2.0 ** (int(exponent) - 1) * torch.finfo(dtype).eps / 2

@@ -6,7 +6,6 @@ displacement of any other optimizer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..consensus import Consensus, consensus
+from ..method import check_number
 from ..sparsify import Reduce, check_density, magnitude_mask, mask_key, random_mask, rescaled
 from ..sparsify import Rescale as Rescale
 
@@ -67,6 +67,12 @@ class Merging:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("density", "merge_weight", "anchor_at"):
+            check_number(name, getattr(self, name))
+        if self.clamp is not None:
+            check_number("clamp", self.clamp)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
         check_density(self.density)
         if not 0 <= self.merge_weight <= 1:
             raise ValueError(f"merge_weight must be in [0, 1], got {self.merge_weight}")
@@ -79,8 +85,6 @@ class Merging:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.clamp is not None and not self.clamp > 0:
             raise ValueError(f"clamp must be above 0, got {self.clamp}")
-        if not math.isfinite(self.anchor_at):
-            raise ValueError(f"anchor_at must be finite, got {self.anchor_at}")
 
     @property
     def needs_delta(self) -> bool:
@@ -143,7 +147,7 @@ def merged_update(
         back is exact under weight decay. The released code rescales by 1/density, masks the delta once and elects
         signs without the weights; each is an option here, none the default.
     """
-    if merging.merge_every == 1:
+    if merging.merge_every == 1 and "at_merge" not in state:  # else it was set while a window was open: closed here
         return _merge(update, old, merging, place, step, delta, momentum, state)
     if not flush and step % merging.merge_every:
         state.setdefault("at_merge", old.clone())
@@ -218,7 +222,8 @@ def _kept_update(values: Tensor, merging: Merging, place: Place, step: int, mome
 
 
 def _kept_pull(values: Tensor, merging: Merging, place: Place, step: int) -> Tensor:
-    kept = _kept(values, values, merging, place, delta_key(merging, place, step))
+    drawn_at = step if merging.sparsify == "random" else 0  # the largest stay the largest, and among equals the same
+    kept = _kept(values, values, merging, place, delta_key(merging, place, drawn_at))
     return kept if merging.clamp is None else kept.clamp(-merging.clamp, merging.clamp)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import nearest
+from ._groups import check_saved_names
 from ._place import as_placed, local_part
-from ._sides import plain_name
 from ._sites import Live
 
 
@@ -54,10 +54,7 @@ def check_saved(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any
     """Raises `ValueError` where a saved state is not a Pipeline's, or has other parameters or functions."""
     if any(not set(value) <= {"base", "pipeline"} for value in state_dict["state"].values()):
         raise ValueError("the saved state is not a Pipeline's; load a base's own with pipeline.base.load_state_dict")
-    for saved, group in zip(state_dict["param_groups"], groups):
-        for theirs, ours in zip(saved.get("param_names", ()), group["param_names"]):
-            if plain_name(theirs) != plain_name(ours):
-                raise ValueError(f"the saved state has {theirs!r} where this optimizer has {ours!r}")
+    check_saved_names(state_dict["param_groups"], groups)
     owns = [value.get("pipeline", {}) for value in state_dict["state"].values()]
     if unknown := sorted({key for own in owns for key in own} - {*functions, "step", "initial"}):
         raise ValueError(f"the saved state has the function {unknown[0]!r}{nearest(unknown[0], functions)}")

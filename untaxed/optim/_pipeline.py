@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
@@ -13,10 +12,10 @@ from torch import Tensor
 
 from ..errors import RunFailed, Unsupported
 from ..weights import local
+from ._groups import check_names
 from ._nested import base_of, check_saved, nest, own_of
 from ._place import any_true, place_of
 from ._rounding import Rounding, added
-from ._sides import plain_name
 from ._sites import Entry, Function, Live, Rule, called, functions_of, wide_of
 
 log = logging.getLogger(__name__)
@@ -294,9 +293,7 @@ class Pipeline(torch.optim.Optimizer):
 
     def _adopt(self, group: dict[str, Any]) -> None:
         """Checks a new group's names and gives it the functions' hyperparameters."""
-        names = Counter(plain_name(name) for each in self.param_groups for name in each["param_names"])
-        if twice := sorted(name for name, count in names.items() if count > 1):
-            raise ValueError(f"parameters share the name {twice[0]!r}; names tell them apart, so each needs its own")
+        check_names(self.param_groups)
         for function in self._functions():
             for setting, key in function.settings.items():
                 group.setdefault(key, function.rule.defaults[setting])

@@ -69,6 +69,7 @@ class Pulls(Merges):
     """What the rows with a second term share; abstract."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"pretrained"})
+    given_elsewhere: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     merge_weight: float
     merge_every: int = 1

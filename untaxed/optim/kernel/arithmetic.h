@@ -85,6 +85,7 @@ static inline float merged(float update, float reference, const Rule *rule) {
     float total = rule->consensus == SIGN ? a + b : update + reference;
     float positive = above_zero(a) + above_zero(b), negative = below_zero(a) + below_zero(b);
     float otherwise = total == 0 && rule->consensus == SIGN ? 0.0f : positive;
+    if (total != total) return total; /* as the eager form has it */
     return total < 0 ? negative : otherwise;
 }
 

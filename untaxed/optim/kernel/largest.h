@@ -26,7 +26,7 @@ static int may_lie_between(uint8_t *restrict flags, const float *restrict p, con
         float decay = rule.decay * p[j] * root, step = rule.step_size * m[j];
         float size = fabsf(decay + step), margin = MARGIN * (fabsf(decay) + fabsf(step));
         int over = size - margin > high * root;
-        flags[j] = (size + margin >= low * root) & !over;
+        flags[j] = !(size + margin < low * root) & !over; /* where v overflowed nothing is known: flagged */
         above += over;
     }
     return above;
