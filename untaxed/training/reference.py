@@ -114,8 +114,10 @@ def _check_adapter(method: Method, model: Any, *, sharded: bool) -> None:
 def _add_adapter(model: Any, own: Sequence[str]) -> None:
     """Gives the model the reference's adapter, equal to its own; random states and the base weights stay."""
     config = copy.deepcopy(model.peft_config[OWN])
-    if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = False  # some ways of starting an adapter change the base weights
+    # some ways of starting an adapter change the base weights, and dropout would make the reference a random one
+    for setting, off in (("init_lora_weights", False), ("lora_dropout", 0.0)):
+        if hasattr(config, setting):
+            setattr(config, setting, off)
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     with torch.random.fork_rng(devices=list(devices)):
         model.add_adapter(REFERENCE, config)
