@@ -171,7 +171,7 @@ class Method:
 
     @property
     def writes_reference(self) -> bool:
-        """True when these settings change the KL term's reference; only one method of a training may."""
+        """True when these settings change the KL term's reference or count on it; only one method of a training may."""
         return False
 
     def check(self, context: Context) -> None:

@@ -113,7 +113,7 @@ def test_a_due_step_says_so_and_two_seeded_runs_agree(method: Method) -> None:
             with torch.no_grad():
                 model.weight.add_(torch.randn_like(model.weight))
             due = live.due()
-            assert live.step() == (due and method.replaces)
+            assert live.step() == (due and method.resets)
         finals.append(model.weight.clone())
     assert torch.equal(*finals)
 

@@ -14,7 +14,7 @@ from ..weights import check_same, local
 Source = nn.Module | Callable[[], Mapping[str, Tensor]]
 
 
-def reference_of(policy: nn.Module, reference: nn.Module) -> dict[str, Tensor]:
+def counterparts(policy: nn.Module, reference: nn.Module) -> dict[str, Tensor]:
     """The local part of a reference model's tensors that answer to the policy's trainable ones.
 
     Raises:
@@ -56,7 +56,7 @@ class Reference:
     def __init__(self, policy: nn.Module, source: Source, *, small_moves: bool) -> None:
         if isinstance(source, nn.Module):
             model = source
-            self._find: Callable[[], Mapping[str, Tensor]] = lambda: reference_of(policy, model)
+            self._find: Callable[[], Mapping[str, Tensor]] = lambda: counterparts(policy, model)
         else:
             self._find = source
         narrow = {name: tensor for name, tensor in self._find().items() if small_moves and tensor.dtype.itemsize < 4}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..callbacks._reference import reference_of
+from ..callbacks._reference import counterparts
 from ..errors import Unsupported
 from ..method import Method
 from ..weights import local
@@ -69,7 +69,7 @@ def reference_tensors(trainer: Trainer) -> dict[str, Tensor]:
     reference = getattr(trainer, "ref_model", None)
     model: Any = trainer.accelerator.unwrap_model(policy(trainer))
     if reference is not None:
-        return reference_of(model, trainer.accelerator.unwrap_model(reference))
+        return counterparts(model, trainer.accelerator.unwrap_model(reference))
     if not hasattr(model, "peft_config"):
         raise Unsupported(f"{type(trainer).__name__} keeps no reference model; with beta above 0 it has one")
     own = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -83,16 +83,16 @@ def _writer(methods: Sequence[Method]) -> Method | None:
     """The method that changes the reference, if any; two would undo each other's work."""
     writers = [method for method in methods if method.writes_reference]
     if len(writers) > 1:
-        raise Unsupported(f"{' and '.join(one.name for one in writers)} both change the reference; keep one of them")
+        raise Unsupported(f"{' and '.join(one.name for one in writers)} both work on the reference; keep one of them")
     return writers[0] if writers else None
 
 
 def _check_values(method: Method, values: Mapping[str, Any]) -> None:
     for key, reason in FIXED.items():
         if values.get(key):
-            raise Unsupported(f"{method.name} changes the reference, and with {key} {reason}; set {key} to false")
+            raise Unsupported(f"{method.name} works on the reference, and with {key} {reason}; set {key} to false")
     if values.get("beta") == 0:
-        raise Unsupported(f"{method.name} changes the reference, and with beta 0 there is none; set beta above 0")
+        raise Unsupported(f"{method.name} works on the reference, and with beta 0 there is none; set beta above 0")
 
 
 def _check_adapter(method: Method, model: Any, *, sharded: bool) -> None:
