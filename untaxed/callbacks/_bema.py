@@ -205,7 +205,7 @@ class BEMAState:
 
 @dataclass(frozen=True)
 class BEMA(Method):
-    """Keeps a bias-corrected average of the policy: a variant at the end, and where asked for the KL term's reference.
+    """Keeps a bias-corrected average beside the policy, which is what is measured and shipped.
 
     Args:
         update_every: Optimizer steps between updates of the average.
@@ -215,8 +215,7 @@ class BEMA(Method):
         multiplier: Of the weights (gamma).
         floor: Least weight of a new policy in the average.
         start_after: Burn-in, in optimizer steps (tau).
-        into: "variant": measured at the end, training is left alone; "reference": written into the KL term's
-            reference at every update too.
+        into: "variant" leaves training alone; "reference" also writes it into the KL term's reference at every update.
         schedule: "authors" or "trl".
     """
 
