@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 from .errors import UntaxedError as UntaxedError
 
 if TYPE_CHECKING:
+    from .callbacks import BEMA as BEMA
     from .callbacks import EMA as EMA
+    from .callbacks import BEMAState as BEMAState
     from .callbacks import DriftTriggeredReset as DriftTriggeredReset
     from .callbacks import ElasticReset as ElasticReset
     from .callbacks import ElasticResetState as ElasticResetState
     from .callbacks import ResetToAverage as ResetToAverage
     from .callbacks import ResetToInitial as ResetToInitial
+    from .callbacks import SyncReference as SyncReference
+    from .callbacks import SyncReferenceState as SyncReferenceState
+    from .callbacks import WARPAnchor as WARPAnchor
     from .callbacks import WeightAverage as WeightAverage
     from .merging import average as average
     from .optim import MoFO as MoFO
@@ -35,6 +40,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BEMA": ".callbacks",
+    "BEMAState": ".callbacks",
+    "SyncReference": ".callbacks",
+    "SyncReferenceState": ".callbacks",
+    "WARPAnchor": ".callbacks",
     "DriftTriggeredReset": ".callbacks",
     "EMA": ".callbacks",
     "ElasticReset": ".callbacks",
@@ -56,7 +66,9 @@ _HOMES = {
     "sft_delta": ".optim",
 }
 __all__ = [
+    "BEMA",
     "EMA",
+    "BEMAState",
     "DriftTriggeredReset",
     "ElasticReset",
     "ElasticResetState",
@@ -69,7 +81,10 @@ __all__ = [
     "Pipeline",
     "ResetToAverage",
     "ResetToInitial",
+    "SyncReference",
+    "SyncReferenceState",
     "UntaxedError",
+    "WARPAnchor",
     "WeightAverage",
     "attach",
     "average",

@@ -45,13 +45,16 @@ class Between(Protocol):
     """The live half of a method that acts between optimizer steps, bound to one model."""
 
     def step(self) -> bool:
-        """Advances by one optimizer step; True when the policy's weights were replaced."""
+        """Advances by one optimizer step; True when the policy's weights (not the reference's) were replaced."""
 
     def due(self) -> bool:
-        """True when the next `step()` would replace the policy's weights."""
+        """True when the next `step()` would replace the weights of the policy or of the reference."""
 
     def skip(self) -> None:
-        """Advances by one optimizer step without replacing the policy's weights, even when due."""
+        """Advances by one optimizer step without replacing any weights, even when due; what was due stays due.
+
+        So it goes at the last step, and while samples of the policy wait to be learned from.
+        """
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -173,6 +176,11 @@ class Method:
     def needed(self) -> frozenset[Need]:
         """What these very settings need: `needs`, or less where a part of the method is off."""
         return self.needs
+
+    @property
+    def writes_reference(self) -> bool:
+        """True when these settings change the KL term's reference or count on it; only one method of a training may."""
+        return False
 
     def check(self, context: Context) -> None:
         """Raises `Unsupported` with the reason before any step, where the method cannot work."""

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
 
-from .callbacks import EMA, DriftTriggeredReset, ElasticReset, ResetToAverage, ResetToInitial
+from .callbacks import (
+    BEMA,
+    EMA,
+    DriftTriggeredReset,
+    ElasticReset,
+    ResetToAverage,
+    ResetToInitial,
+    SyncReference,
+    WARPAnchor,
+)
 from .errors import SpecError, nearest
 from .merging import Averaging
 from .method import Method
@@ -45,6 +54,7 @@ ROWS: tuple[type[Method], ...] = (
     Plain, EarlyStopping, KL, Averaging,
     EMA, ElasticReset, ResetToInitial, ResetToAverage, DriftTriggeredReset,
     OnDARE, OnTIES, OnlineMerging, UpdateDropout, MoFO, ChildTuning,
+    SyncReference, WARPAnchor, BEMA,
 )  # fmt: skip
 METHODS: dict[str, type[Method]] = {row.name: row for row in ROWS}
 

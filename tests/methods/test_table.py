@@ -13,7 +13,7 @@ from torch import nn
 from untaxed import methods
 from untaxed.errors import SpecError, Unsupported
 from untaxed.method import Context, Host, Method
-from untaxed.weights import same
+from untaxed.weights import same, trainable
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "plain": [{}],
@@ -31,6 +31,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "update_dropout": [{"density": 0.05}],
     "mofo": [{"density": 0.15}],
     "childtuning": [{"density": 0.3}],
+    "sync_reference": [{"share": 0.6, "sync_every": 3}, {"share": 1.0, "sync_every": 1}],
+    "warp_anchor": [{}, {"mu": 0.1}],
+    "bema": [{"update_every": 2}, {"update_every": 3, "into": "reference", "schedule": "trl", "start_after": 2}],
 }
 CASES = [methods.build(name, settings) for name, each in SETTINGS.items() for settings in each]
 AFTER = [method for method in CASES if "after" in method.acts]
@@ -103,12 +106,14 @@ def test_a_due_step_says_so_and_two_seeded_runs_agree(method: Method) -> None:
     finals = []
     for _ in range(2):
         torch.manual_seed(0)
-        model = nn.Linear(3, 2)
-        live = method.between(model, Host(drift=lambda: {"step": 3, "forward_kl": 0.7}))
+        model, reference = nn.Linear(3, 2), nn.Linear(3, 2)
+        host = Host(reference=lambda: trainable(reference), drift=lambda: {"step": 3, "forward_kl": 0.7})  # noqa: B023
+        live = method.between(model, host)
         for _ in range(9):
             with torch.no_grad():
                 model.weight.add_(torch.randn_like(model.weight))
-            assert live.due() == live.step()
+            due = live.due()
+            assert live.step() == (due and method.resets)
         finals.append(model.weight.clone())
     assert torch.equal(*finals)
 

@@ -16,13 +16,13 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import WORDS
 
-from untaxed.callbacks import ElasticReset, ElasticResetState
+from untaxed.callbacks import BEMAState, ElasticReset, ElasticResetState, SyncReference, SyncReferenceState
 from untaxed.checkpoints import load_model, load_tokenizer
 from untaxed.optim import ChildTuning, OnDARE, OnDAREAdamW, Pipeline
 from untaxed.training import attach
@@ -59,6 +59,39 @@ def plain_loop() -> None:
             assert reset.step() == (step % 2 == 0)
         assert same(whole(alone), whole(sharded)), f"the sharded model left the whole one at step {step}"
     assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
+
+
+def references() -> None:
+    """The reference of a sharded policy, itself sharded, follows as a whole one does: to the bit, and in bfloat16."""
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        alone = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+        anchor = copy.deepcopy(alone).to(dtype)
+        models = [(alone, anchor), (copy.deepcopy(alone), copy.deepcopy(anchor))]
+        for layer in (models[1][0][0], models[1][0], models[1][1]):  # the policy in parts, as accelerate does it
+            fully_shard(layer)
+        made = [
+            [
+                SyncReferenceState(policy, reference, share=0.6, sync_every=2),
+                BEMAState(policy, update_every=2, lag=0),
+            ]
+            for policy, reference in models
+        ]
+        for step in range(1, 8):
+            for (policy, _), states in zip(models, made, strict=True):
+                for number, parameter in enumerate(policy.parameters()):
+                    update = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(10 * step + number))
+                    with torch.no_grad():
+                        parameter.add_(distribute_tensor(update, parameter.device_mesh, parameter.placements)
+                                       if isinstance(parameter, DTensor) else update)  # fmt: skip
+                for state in states:
+                    state.step()
+            assert same(whole(models[0][1]), whole(models[1][1])), f"the references differ at step {step}"
+            ours = made[1][1].variant()
+            for name, parameter in models[1][0].named_parameters():
+                expected = distribute_tensor(made[0][1].variant()[name], parameter.device_mesh, parameter.placements)
+                assert torch.equal(ours[name], expected.to_local()), name
+        assert all(isinstance(parameter, DTensor) for parameter in models[1][1].parameters())
 
 
 def trainer(initial: Path, folder: Path, backend: str) -> Trainer:
@@ -110,6 +143,23 @@ def agreed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return weights
 
 
+def anchored(initial: Path, folder: Path, backend: str) -> dict[str, torch.Tensor]:
+    """Trains with a reference that becomes the policy at step 4; returns it, which must be the policy of that step."""
+    ours: Any = trainer(initial, folder, backend)
+    ours.ref_model, ours.beta = load_model(initial), 0.1
+    if backend == "fsdp2":
+        fully_shard(ours.ref_model)
+    attached = attach(ours, SyncReference(share=1.0, sync_every=4))
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+    attached.observer = lambda step, **_: seen.update({step: whole(ours.model)})
+    ours.train()
+    assert same(whole(ours.ref_model), seen[4])
+    attached.save(folder / backend)
+    saved = read_state(folder / backend / "untaxed", rank=dist.get_rank(), world=2)["states"][0]
+    assert same(saved["reference"], trainable(ours.ref_model))
+    return agreed(whole(ours.ref_model))
+
+
 def trained(initial: Path, folder: Path, backend: str) -> dict[str, torch.Tensor]:
     """Trains with Elastic Reset attached; returns the final weights, which must agree between processes."""
     ours = trainer(initial, folder, backend)
@@ -133,9 +183,12 @@ if __name__ == "__main__":
     start, place = Path(sys.argv[1]), Path(sys.argv[2])
     replicated = [trained(start, place, "ddp")]
     replicated += [merged(start, place, "ddp", general=general) for general in (False, True)]
+    replicated.append(anchored(start, place, "ddp"))
     plain_loop()
+    references()
     sharded = [trained(start, place, "fsdp2")]
     sharded += [merged(start, place, "fsdp2", general=general) for general in (False, True)]
+    sharded.append(anchored(start, place, "fsdp2"))
     for alike, cut in zip(replicated, sharded, strict=True):
         for name, tensor in alike.items():
             torch.testing.assert_close(cut[name], tensor, rtol=1e-4, atol=1e-5)

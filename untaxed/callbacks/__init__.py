@@ -1,6 +1,8 @@
-"""Methods that act between optimizer steps: averages and resets."""
+"""Methods that act between optimizer steps: averages, resets and moving references."""
 
 from ._average import WeightAverage as WeightAverage
+from ._bema import BEMA as BEMA
+from ._bema import BEMAState as BEMAState
 from ._elastic_reset import ElasticReset as ElasticReset
 from ._elastic_reset import ElasticResetState as ElasticResetState
 from ._elastic_reset import kept_share as kept_share
@@ -9,3 +11,6 @@ from ._ema import EMAState as EMAState
 from ._resets import DriftTriggeredReset as DriftTriggeredReset
 from ._resets import ResetToAverage as ResetToAverage
 from ._resets import ResetToInitial as ResetToInitial
+from ._sync_reference import SyncReference as SyncReference
+from ._sync_reference import SyncReferenceState as SyncReferenceState
+from ._sync_reference import WARPAnchor as WARPAnchor

@@ -320,6 +320,10 @@ class ElasticReset(Method):
             return True
         return number % (self.average_reset_every // self.reset_every) == 0
 
+    @property
+    def writes_reference(self) -> bool:
+        return self.reference == "average" or self.snapshot == "reference"
+
     def check(self, context: Context) -> None:
         last = context.max_steps
         if last is not None and self.reset_every is not None and self.reset_every >= last and not self.reset_when:

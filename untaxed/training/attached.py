@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +28,13 @@ from .host import (
     warn_low_precision,
 )
 from .in_step import InStep, acts_in_step
+from .reference import check_reference
 from .state import read_state, write_state
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+log = logging.getLogger(__name__)
 
 FOLDER = "untaxed"  # inside the trainer's own checkpoint-N
 STATE: Mapping[str, tuple[str, Check]] = {
@@ -85,6 +89,7 @@ def join(trainer: Trainer, methods: Sequence[Method]) -> Attached:
         if any(method.name == one.name and method.settings() == one.settings() for one in joined):
             raise Unsupported(f"{method.name} with these settings is attached already and would act twice a step")
         joined += (method,)
+    check_reference(trainer, joined)
     attached = attached or Attached(trainer)
     attached.methods = joined
     attached.in_step.host([method for method in attached.methods if acts_in_step(method)])
@@ -110,6 +115,7 @@ class Attached:
         self.observer: Observer | None = None
         self._trainer = trainer
         self._live: list[Between] = []
+        self._said = False
         self._loaded: Mapping[str, Any] | None = None
         self.in_step = InStep(trainer)
         self._hooks = Hooks(self)
@@ -176,6 +182,7 @@ class Attached:
             check_settings(self._trainer, method, max_steps=max_steps)
         if self.methods:
             check_model(self._trainer)
+        check_reference(self._trainer, self.methods)
         between = [method for method in self.methods if "between" in method.acts]
         if step and between and self._loaded is None:
             self.load_checkpoint(Path(str(self._trainer.args.output_dir)) / f"checkpoint-{step}")
@@ -191,22 +198,25 @@ class Attached:
         """One optimizer step is over: let the methods take it in, observe, then let those act that replace the policy.
 
         No reset at the last step, where nothing could recover from it, nor while samples of the old policy wait to be
-        learned from; a reset that is due then comes at the next step that is free.
+        learned from; a reset that is due then comes at the next step that is free. The same holds for a reference.
         """
         if last:
             self.in_step.flush()
         free = not last and not samples_waiting(self._trainer)
+        between = [method for method in self.methods if "between" in method.acts]
+        acting = list(zip(between, self._live, strict=True))
         due = [live for live in self._live if live.due()]
-        replaces = free and bool(due)
-        for live in self._live:
-            if live not in due:
-                live.step()
-            elif not free:
+        replaces = free and any(method.resets for method, live in acting if live in due)
+        for method, live in acting:
+            if live in due and not free:
+                self._say_held(method, step, last=last)
                 live.skip()
+            elif not (replaces and live in due):
+                live.step()
         self.steps_since_reset += 1
         if self.observer is not None:
             self.observer(step, last=last, phase="before" if replaces else None)
-        for live in due if free else ():
+        for live in due if replaces else ():
             live.step()
         if replaces:
             self.steps_since_reset = 0
@@ -237,6 +247,17 @@ class Attached:
         """Writes the state into one of the trainer's checkpoints; every process writes its own shard."""
         rank, world = self._trainer.args.process_index, self._trainer.args.world_size
         write_state(directory / FOLDER, self.state_dict(), rank=rank, world=world)
+
+    def _say_held(self, method: Method, step: int, *, last: bool) -> None:
+        """Says once that a method keeps to the steps at which no samples wait."""
+        if not last and not self._said:
+            self._said = True
+            log.warning(
+                "%s is due at step %d, where samples of the policy wait to be learned from: it comes at the next step "
+                "where none do, here and later on",
+                method.name,
+                step,
+            )
 
     def _take_up(self) -> None:
         assert self._loaded is not None
