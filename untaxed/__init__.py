@@ -13,9 +13,12 @@ from .errors import UntaxedError as UntaxedError
 
 if TYPE_CHECKING:
     from .callbacks import EMA as EMA
+    from .callbacks import DriftMeter as DriftMeter
+    from .callbacks import DriftMeterState as DriftMeterState
     from .callbacks import DriftTriggeredReset as DriftTriggeredReset
     from .callbacks import ElasticReset as ElasticReset
     from .callbacks import ElasticResetState as ElasticResetState
+    from .callbacks import Guard as Guard
     from .callbacks import ResetToAverage as ResetToAverage
     from .callbacks import ResetToInitial as ResetToInitial
     from .callbacks import WeightAverage as WeightAverage
@@ -35,10 +38,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DriftMeter": ".callbacks",
+    "DriftMeterState": ".callbacks",
     "DriftTriggeredReset": ".callbacks",
     "EMA": ".callbacks",
     "ElasticReset": ".callbacks",
     "ElasticResetState": ".callbacks",
+    "Guard": ".callbacks",
     "MoFO": ".optim",
     "OnDARE": ".optim",
     "OnDAREAdamW": ".optim",
@@ -57,9 +63,12 @@ _HOMES = {
 }
 __all__ = [
     "EMA",
+    "DriftMeter",
+    "DriftMeterState",
     "DriftTriggeredReset",
     "ElasticReset",
     "ElasticResetState",
+    "Guard",
     "MoFO",
     "OnDARE",
     "OnDAREAdamW",
