@@ -12,6 +12,7 @@ from ..errors import Unsupported
 from ..method import Host, Setting
 from ..weights import local
 from .host import policy
+from .steering import log_beside, scale_lr, stop
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -19,14 +20,31 @@ if TYPE_CHECKING:
 REFERENCE, OWN = "ref", "default"  # the adapters as TRL names them: it looks for "ref" at every reference pass
 
 
-def host_of(trainer: Trainer) -> Host:
-    """The parts of a trainer that methods may touch; looked up when they are used, since trainers replace them."""
+def host_of(
+    trainer: Trainer,
+    *,
+    drift: Callable[[], Mapping[str, float]] | None = None,
+    reset: Callable[[], None] | None = None,
+) -> Host:
+    """The parts of a trainer that methods may touch; looked up when they are used, since trainers replace them.
+
+    Args:
+        trainer: When training begins.
+        drift: What the drift meter last read.
+        reset: Asks the attached method that resets.
+    """
+    processing: Any = trainer.processing_class
     return Host(
         optimizer=trainer.optimizer,
         reference=lambda: reference_tensors(trainer),
         beta=_beta(trainer) if isinstance(getattr(trainer, "beta", None), float | int) else None,
         kl=lambda: _last_kl(trainer),
-        log=lambda values: trainer.log(dict(values)),
+        drift=drift,
+        log=lambda values: log_beside(trainer, values),
+        tokenizer=getattr(processing, "tokenizer", processing),  # a processor's, of a model that also sees
+        scale_lr=lambda factor: scale_lr(trainer, factor),
+        stop=lambda: stop(trainer),
+        reset=reset,
     )
 
 
