@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from .callbacks import BEMA as BEMA
     from .callbacks import EMA as EMA
     from .callbacks import BEMAState as BEMAState
+    from .callbacks import DriftMeter as DriftMeter
+    from .callbacks import DriftMeterState as DriftMeterState
     from .callbacks import DriftTriggeredReset as DriftTriggeredReset
     from .callbacks import ElasticReset as ElasticReset
     from .callbacks import ElasticResetState as ElasticResetState
+    from .callbacks import Guard as Guard
     from .callbacks import ResetToAverage as ResetToAverage
     from .callbacks import ResetToInitial as ResetToInitial
     from .callbacks import SyncReference as SyncReference
@@ -45,10 +48,13 @@ _HOMES = {
     "SyncReference": ".callbacks",
     "SyncReferenceState": ".callbacks",
     "WARPAnchor": ".callbacks",
+    "DriftMeter": ".callbacks",
+    "DriftMeterState": ".callbacks",
     "DriftTriggeredReset": ".callbacks",
     "EMA": ".callbacks",
     "ElasticReset": ".callbacks",
     "ElasticResetState": ".callbacks",
+    "Guard": ".callbacks",
     "MoFO": ".optim",
     "OnDARE": ".optim",
     "OnDAREAdamW": ".optim",
@@ -69,9 +75,12 @@ __all__ = [
     "BEMA",
     "EMA",
     "BEMAState",
+    "DriftMeter",
+    "DriftMeterState",
     "DriftTriggeredReset",
     "ElasticReset",
     "ElasticResetState",
+    "Guard",
     "MoFO",
     "OnDARE",
     "OnDAREAdamW",

@@ -82,8 +82,13 @@ class Host:
             where there is no reference, or none that may change.
         beta: Reads and sets the KL term's coefficient.
         kl: What the algorithm itself measured of the KL term at the last step, None where it measured nothing.
-        drift: The last readings of the drift meter, by measure; empty before the first and where there is no meter.
+        drift: The last readings of the drift meter, by measure, and the ``step`` they were taken at; empty before the
+            first. None where there is no meter.
         log: Takes values to the training's log and trackers.
+        tokenizer: The policy's.
+        scale_lr: Multiplies the learning rate, and what its schedule goes on from.
+        stop: Ends the training after this step.
+        reset: Asks the method that resets the policy to do so at the next free step.
     """
 
     optimizer: Any = None
@@ -92,6 +97,10 @@ class Host:
     kl: Callable[[], float | None] | None = None
     drift: Callable[[], Mapping[str, float]] | None = None
     log: Callable[[Mapping[str, float]], None] | None = None
+    tokenizer: Any = None
+    scale_lr: Callable[[float], None] | None = None
+    stop: Callable[[], None] | None = None
+    reset: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,7 @@ class Method:
     needs: ClassVar[frozenset[Need]] = frozenset()
     given_elsewhere: ClassVar[frozenset[str]] = frozenset()  # fields that no spec sets
     resets: ClassVar[bool] = False  # True: replaces the policy's weights at steps of its own
+    watches: ClassVar[bool] = False  # True: only looks at the policy, before the methods that change something
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], where: str | None = None) -> Self:

@@ -22,7 +22,14 @@ from transformers import DataCollatorForLanguageModeling, PrinterCallback, Train
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import WORDS
 
-from untaxed.callbacks import BEMAState, ElasticReset, ElasticResetState, SyncReference, SyncReferenceState
+from untaxed.callbacks import (
+    BEMAState,
+    DriftMeter,
+    ElasticReset,
+    ElasticResetState,
+    SyncReference,
+    SyncReferenceState,
+)
 from untaxed.checkpoints import load_model, load_tokenizer
 from untaxed.optim import ChildTuning, OnDARE, OnDAREAdamW, Pipeline
 from untaxed.training import attach
@@ -134,6 +141,25 @@ def merged(initial: Path, folder: Path, backend: str, *, general: bool) -> dict[
     return agreed(whole(ours.model))
 
 
+def metered(initial: Path, folder: Path, backend: str, unwatched: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Trains as `trained` does, with a drift meter, which must change nothing; returns its last reading.
+
+    The meter reads at the steps of the resets, just before them: weights that its forward pass gathered must not be
+    what training goes on with.
+    """
+    ours = trainer(initial, folder, backend)
+    attached = attach(ours, DriftMeter(WORDS[:3], every=2, max_new_tokens=4), ElasticReset(**SETTINGS))
+    ours.train()
+    assert same(agreed(whole(ours.model)), unwatched)
+    reading = attached.drift()
+    everyones: list[Any] = [None, None]
+    dist.all_gather_object(everyones, reading)
+    assert everyones[0] == everyones[1]
+    assert reading["step"] == 4
+    assert reading["forward_kl"] > 0
+    return reading
+
+
 def agreed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights, after a look at whether the first process has the same."""
     for tensor in weights.values():
@@ -189,6 +215,10 @@ if __name__ == "__main__":
     sharded = [trained(start, place, "fsdp2")]
     sharded += [merged(start, place, "fsdp2", general=general) for general in (False, True)]
     sharded.append(anchored(start, place, "fsdp2"))
+    readings = [
+        metered(start, place, backend, weights[0]) for backend, weights in (("ddp", replicated), ("fsdp2", sharded))
+    ]
+    torch.testing.assert_close(readings[1], readings[0], rtol=1e-3, atol=1e-4)
     for alike, cut in zip(replicated, sharded, strict=True):
         for name, tensor in alike.items():
             torch.testing.assert_close(cut[name], tensor, rtol=1e-4, atol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from untaxed.callbacks import EMA, ElasticReset, WeightAverage
 from untaxed.errors import Unsupported
 from untaxed.method import Method
 from untaxed.training import Moment, Outcome, Task, join, make_trainer, train
+from untaxed.training.around import _kl_of
 from untaxed.weights import same, trainable
 
 RESET = ElasticReset(decay=0.6, reset_every=3)
@@ -170,6 +172,22 @@ def test_what_is_measured_of_an_average_beside_the_policy_is_the_average(tiny_ta
     assert same(trainable(trainer.model), policies[-1])
     with pytest.raises(Unsupported, match="two averages go along"):
         run(tiny_task, "dpo", EMA(decay=0.6), EMA(decay=0.7), folder=tmp_path)
+
+
+def test_a_kl_is_told_once() -> None:
+    """Two optimizer steps may learn from one generation, whose KL must move beta once."""
+    trainer = SimpleNamespace(_metrics={"train": {"kl": []}})
+    told = _kl_of(trainer)
+    values: list[float] = trainer._metrics["train"]["kl"]
+    assert told() is None
+    values.append(0.5 + 0.25)
+    assert [told(), told()] == [0.75, None]
+    values.append(0.5 + 0.5)
+    assert [told(), told()] == [1.0, None]
+    trainer._metrics["train"]["kl"] = [float("1.0"), float("1.0")]  # emptied, and as many again
+    assert [told(), told()] == [1.0, None]
+    trainer._metrics["train"].clear()
+    assert told() is None
 
 
 def test_a_reference_that_cannot_change_is_refused_before_the_first_step(tiny_task: Task, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class Cycle:
         self._readings = readings
         self.since = 0
         self.resets = 0
+        self.asked = False  # from outside, for a reset at the next step
         self.read_at = 0  # the meter's step whose readings led to the last reset by drift
 
     def length(self) -> int | None:
@@ -52,7 +53,7 @@ class Cycle:
     def due(self) -> bool:
         """True when the next step resets."""
         length = self.length()
-        return (length is not None and self.since + 1 >= length) or self._drifted()
+        return (length is not None and self.since + 1 >= length) or self.asked or self._drifted()
 
     def advance(self) -> None:
         """One optimizer step."""
@@ -62,14 +63,16 @@ class Cycle:
         """A reset was done."""
         if self._drifted():
             self.read_at = int(self._read()["step"])
-        self.since = 0
+        self.since, self.asked = 0, False
         self.resets += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps_since_reset": self.since, "resets": self.resets, "read_at": self.read_at}
+        counts = {"steps_since_reset": self.since, "resets": self.resets, "read_at": self.read_at}
+        return {**counts, "asked": int(self.asked)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.since, self.resets, self.read_at = state["steps_since_reset"], state["resets"], state["read_at"]
+        self.asked = bool(state["asked"])
 
     def _read(self) -> Mapping[str, float]:
         return self._readings() if self._readings else {}

@@ -28,6 +28,7 @@ STATE = {
     "steps_since_reset": COUNT,
     "resets": COUNT,
     "read_at": COUNT,
+    "asked": COUNT,
 }
 CHOICES = {
     "target": ("average", "initial"),
@@ -145,6 +146,10 @@ class ElasticResetState:
     def due(self) -> bool:
         """True when the next `step()` resets."""
         return self._cycle.due()
+
+    def ask(self) -> None:
+        """Makes the next `step()` reset, whatever clock and drift say."""
+        self._cycle.asked = True
 
     def step(self) -> bool:
         """Advances by one optimizer step; True when it reset the policy."""

@@ -9,6 +9,7 @@ from .drift import forward_kl as forward_kl
 from .drift import length as length
 from .drift import perplexity as perplexity
 from .drift import reverse_kl as reverse_kl
+from .isolation import own_precision as own_precision
 from .isolation import undisturbed as undisturbed
 from .reading import Reading as Reading
 from .reading import measure as measure

@@ -47,6 +47,23 @@ def undisturbed(model: Any, tokenizer: Any = None) -> Iterator[None]:
             setattr(owner, name, value)
 
 
+@contextmanager
+def own_precision(model: Any) -> Iterator[None]:
+    """Runs a model in the precision of its weights.
+
+    accelerate wraps the `forward` of what it trains in autocast (bf16, the default on a GPU); the models that a policy
+    is compared with (initial, variants, checkpoints read again) have no such wrapper.
+    """
+    if not hasattr(model, "_original_forward"):
+        yield
+        return
+    wrapped, model.forward = model.forward, model._original_forward
+    try:
+        yield
+    finally:
+        model.forward = wrapped
+
+
 def _settings(model: Any, tokenizer: Any) -> Iterator[tuple[Any, str, Any]]:
     for owner in (getattr(model, "config", None), getattr(model, "generation_config", None)):
         if owner is not None and hasattr(owner, "use_cache"):

@@ -54,7 +54,7 @@ def sample(model: Any, tokenizer: Any, prompts: Sequence[str], sampling: Samplin
         Unsupported: The model has no key-value cache (a purely recurrent one).
     """
     ids = encode_prompts(tokenizer, prompts)
-    _check(ids, context_length(model), sampling)
+    check_prompts(ids, context_length(model), sampling)
     generator = torch.Generator().manual_seed(sampling.seed)
     uniform = torch.rand(len(ids), sampling.max_new_tokens, generator=generator, dtype=torch.float64)
     token_ids = torch.zeros(len(ids), sampling.max_new_tokens, dtype=torch.long)
@@ -70,7 +70,8 @@ def sample(model: Any, tokenizer: Any, prompts: Sequence[str], sampling: Samplin
     return Completions(tuple(prompts), tuple(texts), tuple(map(tuple, ids)), token_ids, mask)
 
 
-def _check(ids: Sequence[Sequence[int]], limit: int | None, sampling: Sampling) -> None:
+def check_prompts(ids: Sequence[Sequence[int]], limit: int | None, sampling: Sampling) -> None:
+    """Raises `DataError` where there is no prompt, or one that does not fit into the context with what is drawn."""
     if not ids:
         raise DataError("there are no prompts to sample from")
     for number, prompt in enumerate(ids):

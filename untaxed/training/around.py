@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..method import Host, Setting
 from .reference import reference_tensors
+from .steering import log_beside, scale_lr, stop
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 
-def host_of(trainer: Trainer) -> Host:
-    """The parts of a trainer that methods may touch; looked up when they are used, since trainers replace them."""
+def host_of(
+    trainer: Trainer,
+    *,
+    drift: Callable[[], Mapping[str, float]] | None = None,
+    reset: Callable[[], None] | None = None,
+) -> Host:
+    """The parts of a trainer that methods may touch; looked up when they are used, since trainers replace them.
+
+    Args:
+        trainer: When training begins.
+        drift: What the drift meter last read.
+        reset: Asks the attached method that resets.
+    """
+    processing: Any = trainer.processing_class
     return Host(
         optimizer=trainer.optimizer,
         reference=lambda: reference_tensors(trainer),
         beta=_beta(trainer) if isinstance(getattr(trainer, "beta", None), float | int) else None,
-        kl=lambda: _last_kl(trainer),
-        log=lambda values: trainer.log(dict(values)),
+        kl=_kl_of(trainer),
+        drift=drift,
+        log=lambda values: log_beside(trainer, values),
+        tokenizer=getattr(processing, "tokenizer", processing),  # a processor's, of a model that also sees
+        scale_lr=lambda factor: scale_lr(trainer, factor),
+        stop=lambda: stop(trainer),
+        reset=reset,
     )
 
 
@@ -30,7 +48,20 @@ def _beta(trainer: Any) -> Setting:
     return Setting(lambda: float(trainer.beta), put)
 
 
-def _last_kl(trainer: Any) -> float | None:
-    metrics: Mapping[str, Any] = getattr(trainer, "_metrics", {})
-    values = metrics.get("train", {}).get("kl")
-    return float(values[-1]) if values else None
+def _kl_of(trainer: Any) -> Callable[[], float | None]:
+    """Says what the trainer measured of its KL since it was asked last; None where that is nothing.
+
+    TRL gathers one number a generation in a list that it empties when it logs: a new one makes the list another length
+    or ends it with another object.
+    """
+    seen: tuple[int, object] = (0, None)
+
+    def new() -> float | None:
+        nonlocal seen
+        values = getattr(trainer, "_metrics", {}).get("train", {}).get("kl") or []
+        now = (len(values), values[-1] if values else None)
+        fresh = bool(values) and (now[0] != seen[0] or now[1] is not seen[1])
+        seen = now
+        return float(values[-1]) if fresh else None
+
+    return new

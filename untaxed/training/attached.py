@@ -22,6 +22,7 @@ from .host import (
     check_method,
     check_model,
     check_settings,
+    check_together,
     check_trainer,
     policy,
     samples_waiting,
@@ -90,6 +91,7 @@ def join(trainer: Trainer, methods: Sequence[Method]) -> Attached:
             raise Unsupported(f"{method.name} with these settings is attached already and would act twice a step")
         joined += (method,)
     check_reference(trainer, joined)
+    check_together(joined)
     attached = attached or Attached(trainer)
     attached.methods = joined
     attached.in_step.host([method for method in attached.methods if acts_in_step(method)])
@@ -116,6 +118,8 @@ class Attached:
         self._trainer = trainer
         self._live: list[Between] = []
         self._said = False
+        self._meter: Any = None
+        self._resetting: list[Any] = []
         self._loaded: Mapping[str, Any] | None = None
         self.in_step = InStep(trainer)
         self._hooks = Hooks(self)
@@ -140,7 +144,7 @@ class Attached:
             raise Unsupported("these methods are detached already; attach(trainer, …) joins methods again")
         self._trainer.remove_callback(self._hooks)
         self.in_step.release()
-        self.methods, self._live = (), []
+        self.methods, self._live, self._meter, self._resetting = (), [], None, []
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during training, the live tensors themselves among it."""
@@ -187,36 +191,47 @@ class Attached:
         if step and between and self._loaded is None:
             self.load_checkpoint(Path(str(self._trainer.args.output_dir)) / f"checkpoint-{step}")
         self.steps_since_reset = 0
-        host = host_of(self._trainer)
+        metered = any(method.watches for method in between)
+        host = host_of(self._trainer, drift=self.drift if metered else None, reset=self._ask)
         self._live = [method.between(model, host) for method in between]
         if sum(isinstance(live, Shown) for live in self._live) > 1:
             raise Unsupported("two averages go along, and only one can be what is measured and shipped; leave one out")
+        pairs = list(zip(between, self._live, strict=True))
+        self._meter = next((live for method, live in pairs if method.watches), None)
+        self._resetting = [live for method, live in pairs if method.resets]
         if self._loaded is not None:
             self._take_up()
 
     def end_step(self, step: int, *, last: bool) -> None:
-        """One optimizer step is over: let the methods take it in, observe, then let those act that replace the policy.
+        """One optimizer step is over: measure drift, let the methods take the step in, observe, then let those act that
+        replace the policy or its reference.
 
         No reset at the last step, where nothing could recover from it, nor while samples of the old policy wait to be
         learned from; a reset that is due then comes at the next step that is free. The same holds for a reference.
         """
         if last:
             self.in_step.flush()
+        if self._meter is not None:
+            self._meter.step()
+        if self._trainer.control.should_training_stop and not last:  # a guard ends it here
+            last = True
+            self.in_step.flush()
         free = not last and not samples_waiting(self._trainer)
         between = [method for method in self.methods if "between" in method.acts]
-        acting = list(zip(between, self._live, strict=True))
-        due = [live for live in self._live if live.due()]
+        pairs = zip(between, self._live, strict=True)
+        acting = [(method, live) for method, live in pairs if live is not self._meter]
+        due = [live for _, live in acting if live.due()]
         replaces = free and any(method.resets for method, live in acting if live in due)
         for method, live in acting:
-            if live in due and not free:
+            if live not in due:
+                live.step()
+            elif not free:
                 self._say_held(method, step, last=last)
                 live.skip()
-            elif not (replaces and live in due):
-                live.step()
         self.steps_since_reset += 1
         if self.observer is not None:
             self.observer(step, last=last, phase="before" if replaces else None)
-        for live in due if replaces else ():
+        for live in due if free else ():
             live.step()
         if replaces:
             self.steps_since_reset = 0
@@ -242,6 +257,14 @@ class Attached:
         finally:
             with torch.no_grad():
                 overwrite(current, own)
+
+    def drift(self) -> dict[str, float]:
+        """The last readings of the drift meter by measure, and their ``step``; empty before the first."""
+        return dict(self._meter.reading) if self._meter is not None else {}
+
+    def _ask(self) -> None:
+        for live in self._resetting:
+            live.ask()
 
     def save(self, directory: Path) -> None:
         """Writes the state into one of the trainer's checkpoints; every process writes its own shard."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -86,11 +87,25 @@ def check_settings(trainer: Trainer, method: Method, *, max_steps: int | None = 
             "what is trained before you build the trainer"
         )
     method.check(dataclasses.replace(context, max_steps=max_steps or context.max_steps))
+    if method.watches and getattr(trainer, "processing_class", None) is None:
+        raise Unsupported(f"{method.name} draws texts and needs a tokenizer: build the trainer with processing_class=…")
     for key, value in method.arguments().items():
         if getattr(trainer.args, key, None) != value:
             raise Unsupported(
                 f"{method.name} is an argument of the algorithm itself: build the trainer with {key}={value}"
             )
+
+
+def check_together(methods: Sequence[Method]) -> None:
+    """Raises `Unsupported` where what is attached to one trainer does not fit together."""
+    meters = [method for method in methods if method.watches]
+    if len(meters) > 1:
+        raise Unsupported(f"{meters[0].name} is attached already; a trainer has one, whose values have one name each")
+    if any(getattr(meter, "asks_reset", False) for meter in meters) and not any(method.resets for method in methods):
+        raise Unsupported(
+            "a guard is to 'reset', and no method that resets the policy is attached; give one in the same call, such "
+            "as attach(trainer, DriftMeter(…), ElasticReset(decay=0.98, reset_every=60))"
+        )
 
 
 def _check_sites(method: Method, lies: str) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..checkpoints import disk_is_full, no_bars, no_space
 from ..errors import DataError, RunFailed
-from ..measuring import undisturbed
+from ..measuring import own_precision, undisturbed
 from ..weights import trainable
 from .attached import Attached, join
 from .host import policy
@@ -153,7 +153,7 @@ class _Watch:
         with (
             self._attached.shown(),
             undisturbed(model, self._trainer.processing_class),
-            _own_precision(model),
+            own_precision(model),
             _measured_at(step),
         ):
             self._observe(Moment(step, phase, since, model))  # type: ignore[arg-type]
@@ -169,21 +169,6 @@ def _measured_at(step: int) -> Iterator[None]:
         raise RunFailed(f"at step {step}: {error}; lower learning_rate") from error
     except DataError as error:
         raise RunFailed(f"at step {step}: {error}") from error
-
-
-@contextmanager
-def _own_precision(model: Any) -> Iterator[None]:
-    """Measures in the precision of the weights: accelerate wraps `forward` in autocast (bf16, the default on a GPU),
-    and the models that a policy is compared with, initial, variants and checkpoints read again, have no such wrapper.
-    """
-    if not hasattr(model, "_original_forward"):
-        yield
-        return
-    wrapped, model.forward = model.forward, model._original_forward
-    try:
-        yield
-    finally:
-        model.forward = wrapped
 
 
 @contextmanager

@@ -58,6 +58,7 @@ class Recorder(TrainerCallback):
         self._folder = None if resume_dir is None else Path(resume_dir)
         self._every = checkpoint_every
         self._last_saved = 0
+        self._line: dict[str, Any] = {}  # what has been logged of the present step
 
     def start(self) -> str | None:
         """Makes the folder ready; returns the checkpoint to go on from, or None for a start from the seed."""
@@ -84,6 +85,7 @@ class Recorder(TrainerCallback):
         if self._folder is None:
             return
         checkpoint = self._folder / f"checkpoint-{state.global_step}"
+        self._write_line()
         flush(checkpoint)
         notes = {"step": state.global_step, "train_seconds": self._seconds(), "peak_bytes": resident_peak()}
         _write(checkpoint / MARKER, notes)
@@ -100,11 +102,26 @@ class Recorder(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        if self._log is None or not state.is_world_process_zero or logs is None or "loss" not in logs:
-            return  # without a loss: the summary at the end, which is no step
-        line = {key: _plain(value) for key, value in logs.items()}
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **line}, allow_nan=False) + "\n")
+        """Gathers what is logged at a step, until the trainer's own line, with the loss, completes it."""
+        if self._log is None or not state.is_world_process_zero or logs is None:
+            return
+        if any(key.endswith("_runtime") for key in logs):
+            return  # a summary, of an evaluation or at the end: no step
+        self._line |= {"step": state.global_step, **{key: _plain(value) for key, value in logs.items()}}
+        if "loss" in logs:
+            self._write_line()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._write_line()  # of a step that the trainer did not log
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._write_line()
+
+    def _write_line(self) -> None:
+        if self._line and self._log is not None:
+            line, self._line = self._line, {}
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def _last_whole(self, folder: Path) -> Path | None:
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():

@@ -1,0 +1,32 @@
+"""A drift meter for methods that act on measured drift, made of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..callbacks import DriftMeter
+from ..method import Method
+from .task import Task
+
+EVERY = 5  # optimizer steps between readings
+MOST = 64  # prompts
+
+
+def with_meter(methods: Sequence[Method], task: Task, *, steps: int) -> list[Method]:
+    """The methods, behind a drift meter where one of them reads it and there is none.
+
+    It measures on the suite's validation prompts, never on test, drawn as the suite draws. Every few steps, whatever is
+    measured for the study: when a run resets must not depend on how often it is looked at. `steps`: those of the run.
+    """
+    asked = any(getattr(method, "reset_when", None) for method in methods)
+    if not asked or any(method.watches for method in methods):
+        return list(methods)
+    drawn = task.suite.sampling
+    meter = DriftMeter(
+        task.suite.prompts["validation"][:MOST],
+        every=min(EVERY, steps),
+        max_new_tokens=drawn.max_new_tokens,
+        temperature=drawn.temperature,
+        seed=drawn.seed,
+    )
+    return [meter, *methods]
