@@ -257,7 +257,7 @@ def test_the_reference_serves_as_snapshot_only_where_it_is_initial() -> None:
         ({"decay": 0.5, "reset_every": 2, "lengthen": 0.5}, "lengthen must be at least 1"),
         ({"decay": 0.5, "reset_every": 2, "average_reset_every": 3}, "a multiple of reset_every"),
         ({"decay": 0.5, "reset_every": 2, "average_reset_every": 4, "lengthen": 2.0}, "on a steady clock alone"),
-        ({"decay": 0.5, "reset_when": {"forward_kl": -1.0}}, "the limit of forward_kl must be a number above 0"),
+        ({"decay": 0.5, "reset_when": {"forward_kl": -1.0}}, "the limit above of forward_kl must be a number above 0"),
         ({"decay": 0.5, "reset_every": 2, "target": "first"}, "target must be one of average, initial"),
         ({"decay": 0.5, "reset_every": 2, "target": "initial"}, "decay needs an average"),
         ({"reset_every": 2, "target": "initial", "moments": "averaged"}, "moments needs an average"),

@@ -79,4 +79,6 @@ class Cycle:
 
     def _drifted(self) -> bool:
         read = self._read() if self._limits else {}
-        return read.get("step", 0) > self.read_at and any(read[name] > limit for name, limit in self._limits.items())
+        return read.get("step", 0) > self.read_at and any(
+            read.get(name, 0.0) > limit for name, limit in self._limits.items()
+        )

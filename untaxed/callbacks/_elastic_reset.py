@@ -18,6 +18,7 @@ from ._adaptive import AdaptiveBeta
 from ._average import WeightAverage, check_average, check_steps, decay_of
 from ._cycle import Cycle
 from ._followed import followed, overwrite, snapshot_of
+from ._guards import limits
 from ._moments import RULES, Moments, MomentsRule
 from ._state import COUNT, TENSORS, check_state
 
@@ -358,9 +359,8 @@ class ElasticReset(Method):
                 raise ValueError("average_reset_every must be a multiple of reset_every, on a steady clock alone")
         if isinstance(self.lengthen, bool) or not 1 <= self.lengthen < math.inf:
             raise ValueError(f"lengthen must be at least 1, got {self.lengthen}")
-        for name, limit in (self.reset_when or {}).items():
-            if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
-                raise ValueError(f"reset_when: the limit of {name} must be a number above 0, got {limit!r}")
+        if self.reset_when:
+            limits(self.reset_when)
 
     def _check_choices(self) -> None:
         for name, known in CHOICES.items():
