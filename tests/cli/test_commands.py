@@ -152,7 +152,7 @@ def test_report_prints_json_markdown_or_a_table_and_writes_a_page(
         (["report", "/nowhere"], "error: /nowhere: holds no study (study.json is missing)"),
         (["report", "/a", "/b", "--html", "x.html"], "error: --html is the page of one study; 2 directories are given"),
         (["report", "/a", "--json", "--markdown"], "error: --json and --markdown exclude each other"),
-        (["methods", "kll"], "error: unknown method 'kll'; did you mean 'kl'? known: averaging, childtuning, "),
+        (["methods", "kll"], "error: unknown method 'kll'; did you mean 'kl'? known: averaging, bema, "),
     ],
 )
 def test_a_wrong_call_gets_one_line_and_exit_code_2(words: list[str], line: str) -> None:
