@@ -84,7 +84,10 @@ def test_labels_that_collide_get_their_settings() -> None:
             [[SHARES, {"elastic_reset": {"decay": 0.9, "reset_every": 2.5}}]],
             "methods.0.1.elastic_reset.reset_every: should",
         ),
-        ([{"elastic_reset": {"decay": 0.9}}], "methods.0.elastic_reset: reset_every is missing: give it, or reset_when"),
+        (
+            [{"elastic_reset": {"decay": 0.9}}],
+            "methods.0.elastic_reset: reset_every is missing: give it, or reset_when",
+        ),
         (["early_stopping"], "early_stopping judges plain's checkpoints; add `- plain`"),
         ([["plain", RESET]], "plain cannot be composed; make it an arm of its own"),
         ([[RESET, RESET]], "a method stands twice in one arm"),
