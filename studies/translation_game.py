@@ -60,13 +60,16 @@ from untaxed.studies.store import read_json, write_json
 
 ARMS: dict[str, dict[str, float]] = {
     "plain": {},
-    "kl": {"kl": 0.03},
-    "kl_strong": {"kl": 0.1},
+    "kl": {"kl": 0.1},
+    "kl_strong": {"kl": 0.5},
     "reset_to_initial": {"decay": 1.0},
-    "elastic_reset": {"decay": 0.99},
+    "elastic_reset": {"decay": 0.98},
 }
+TASKS = {"bleu_de": 1, "nll_de": -1}  # and the sign that makes more better
+MEASURES = ("bleu_en", *TASKS)
 SHARES = (0.5, 0.8, 0.95)
 Point = dict[str, Any]
+Curves = Mapping[str, np.ndarray]
 
 
 # ---- the game
@@ -115,13 +118,17 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
 
 
 def evaluate(world: World, sender: Translator, receiver: Translator, max_tokens: int) -> dict[str, dict[str, float]]:
-    """BLEU-EN of the first hop and BLEU-DE of both, greedy, on both held-out parts."""
+    """BLEU-EN of the first hop, BLEU-DE of both, all greedy, and the first German reference's NLL a token in nats."""
     found = {}
     for split, heldout in world.heldout.items():
         message = sender.generate(trim(world.spellers["fr"].encode(heldout.french)), max_tokens)
         answer = receiver.generate(message, max_tokens)
         english, german = world.spellers["en"].decode(message), world.spellers["de"].decode(answer)
-        found[split] = {"bleu_en": bleu(english, heldout.english), "bleu_de": bleu(german, heldout.german)}
+        gold = world.spellers["de"].encode([references[0] for references in heldout.german])
+        with torch.no_grad():
+            nll, mask = token_nll(receiver(message, gold), gold)
+        scores = {"bleu_en": bleu(english, heldout.english), "bleu_de": bleu(german, heldout.german)}
+        found[split] = {**scores, "nll_de": float(nll.sum() / mask.sum())}
     return found
 
 
@@ -190,45 +197,55 @@ def make_runs(world: World, settings: Settings, out: Path, seeds: Sequence[int],
 
 
 def summarize(runs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """Means and 95 % intervals over seeds: at the end, and at the BLEU-DE that is a share of plain's gain.
+    """Means and 95 % intervals over seeds, on the test part: at the end, and where a share of plain's gain is reached.
 
-    At a share, an arm's point is the evaluation with the highest BLEU-EN among those that reach that BLEU-DE, both the
-    mean over seeds on the validation part; the numbers are the test part's. ``beyond_plain`` pairs seeds.
+    For each task measure and share, an arm's point is the evaluation with the highest BLEU-EN among those that reach
+    plain's gain times the share, both the mean over seeds on the validation part. ``beyond_plain`` pairs seeds. Null
+    where plain's gain on validation is not clear of 0 or the arm never got there, and ``why`` says which.
     """
     curves = {arm: {split: _curves(made, split) for split in ("valid", "test")} for arm, made in runs.items()}
-    start, goal = (curves["plain"]["valid"]["bleu_de"].mean(0)[i] for i in (0, -1))
-    targets = {f"q{share}": start + share * (goal - start) for share in SHARES}
-    chosen = {
-        arm: {name: _choose(found["valid"], target) for name, target in targets.items()}
-        for arm, found in curves.items()
+    summary: dict[str, Any] = {"seeds": len(runs["plain"]), "initial": runs["plain"][0]["points"][0]["test"]}
+    summary["plain_gain"] = {task: student(_gain(curves["plain"]["valid"], task)[None]).json() for task in TASKS}
+    summary["arms"] = {
+        arm: {
+            "knobs": made[0]["knobs"],
+            "end": {**_at(curves[arm]["test"], -1), **_about(made, -1)},
+            "matched": {task: [_matched(curves, arm, task, share, made) for share in SHARES] for task in TASKS},
+        }
+        for arm, made in runs.items()
     }
-    first = runs["plain"][0]["points"][0]
-    summary: dict[str, Any] = {"seeds": len(runs["plain"]), "initial": first["test"], "targets": targets, "arms": {}}
-    for arm, made in runs.items():
-        row = {"knobs": made[0]["knobs"], "end": _at(curves[arm]["test"], -1), "end_about": _about(made, -1)}
-        for name, index in chosen[arm].items():
-            row[name] = None if index is None else {**_at(curves[arm]["test"], index), **_about(made, index)}
-            if index is not None and chosen["plain"][name] is not None:
-                plain = curves["plain"]["test"]["bleu_en"][:, chosen["plain"][name]]
-                row[name]["beyond_plain"] = student((curves[arm]["test"]["bleu_en"][:, index] - plain)[None]).json()
-        summary["arms"][arm] = row
     return summary
 
 
-def _curves(made: Sequence[Any], split: str) -> dict[str, np.ndarray]:
+def _curves(made: Sequence[Any], split: str) -> Curves:
     """Measure -> (seeds, points)."""
-    return {
-        name: np.array([[p[split][name] for p in run["points"]] for run in made]) for name in ("bleu_en", "bleu_de")
-    }
+    return {name: np.array([[p[split][name] for p in run["points"]] for run in made]) for name in MEASURES}
 
 
-def _choose(valid: Mapping[str, np.ndarray], target: float) -> int | None:
+def _gain(curves: Curves, task: str) -> np.ndarray:
+    """How much better than at the start a task is at the end, a number a seed."""
+    return (curves[task][:, -1] - curves[task][:, 0]) * TASKS[task]
+
+
+def _matched(curves: Mapping[str, Any], arm: str, task: str, share: float, made: Sequence[Any]) -> dict[str, Any]:
+    gain = student(_gain(curves["plain"]["valid"], task)[None])
+    if gain.mean is None or gain.mean <= 0 or not (gain.why or gain.excludes_zero):
+        return {"share": share, "why": "plain's gain is not clear of 0"}
+    index, plain = (_choose(curves[one]["valid"], task, share * gain.mean) for one in (arm, "plain"))
+    if index is None or plain is None:
+        return {"share": share, "why": "never got there"}
+    beyond = curves[arm]["test"]["bleu_en"][:, index] - curves["plain"]["test"]["bleu_en"][:, plain]
+    found = {**_at(curves[arm]["test"], index), **_about(made, index)}
+    return {"share": share, "why": None, **found, "beyond_plain": student(beyond[None]).json()}
+
+
+def _choose(valid: Curves, task: str, gain: float) -> int | None:
     means = {name: found.mean(0) for name, found in valid.items()}
-    reached = np.flatnonzero(means["bleu_de"] >= target)
+    reached = np.flatnonzero((means[task] - means[task][0]) * TASKS[task] >= gain)
     return int(max(reached, key=lambda i: means["bleu_en"][i])) if len(reached) else None
 
 
-def _at(test: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
+def _at(test: Curves, index: int) -> dict[str, Any]:
     return {name: student(found[:, index][None]).json() for name, found in test.items()}
 
 
@@ -236,27 +253,30 @@ def _about(made: Sequence[Any], index: int) -> dict[str, Any]:
     return {key: made[0]["points"][index].get(key) for key in ("step", "phase", "steps_since_reset")}
 
 
-def table(summary: Mapping[str, Any]) -> str:
-    """The summary in Markdown."""
-    shares = [f"q{share}" for share in SHARES]
-    lines = [
-        "| arm | BLEU-EN, end | BLEU-DE, end | "
-        + " | ".join(f"BLEU-EN at {s[1:]}" for s in shares)
-        + " | less plain's at 0.95 |",
-        "| --- |" + " --: |" * (3 + len(shares)),
-    ]
-    for arm, row in summary["arms"].items():
-        at = ["never got there" if row[s] is None else f"{_text(row[s]['bleu_en'])}, {_place(row[s])}" for s in shares]
-        beyond = (row[shares[-1]] or {}).get("beyond_plain")
-        cells = [_text(row["end"]["bleu_en"]), _text(row["end"]["bleu_de"]), *at, _text(beyond) if beyond else "–"]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+def tables(summary: Mapping[str, Any]) -> str:
+    """The summary in Markdown: the end, and BLEU-EN at matched task by each task measure."""
     start = summary["initial"]
-    return "\n".join([*lines, f"\ninitial: BLEU-EN {start['bleu_en']:.1f}, BLEU-DE {start['bleu_de']:.1f}"])
+    cells = [f"{start['bleu_en']:.1f}", f"{start['bleu_de']:.1f}", f"{start['nll_de']:.2f}"]
+    lines = ["| arm | BLEU-EN, end | BLEU-DE, end | NLL-DE, end |", "| --- | --: | --: | --: |"]
+    lines.append("| (start) | " + " | ".join(cells) + " |")
+    for arm, row in summary["arms"].items():
+        end = [_text(row["end"][name], digits) for name, digits in (("bleu_en", 1), ("bleu_de", 1), ("nll_de", 2))]
+        lines.append("| " + " | ".join([arm, *end]) + " |")
+    for task in TASKS:
+        heads = " | ".join(f"BLEU-EN at {share}" for share in SHARES)
+        lines += ["", f"| matched {task} | {heads} | beyond plain's at {SHARES[-1]} |"]
+        lines.append("| --- |" + " --: |" * (len(SHARES) + 1))
+        for arm, row in summary["arms"].items():
+            found = row["matched"][task]
+            at = [one["why"] or f"{_text(one['bleu_en'])}, {_place(one)}" for one in found]
+            beyond = "–" if found[-1]["why"] else _text(found[-1]["beyond_plain"])
+            lines.append("| " + " | ".join([arm, *at, beyond]) + " |")
+    return "\n".join(lines)
 
 
-def _text(found: Mapping[str, Any]) -> str:
-    interval = "" if found["why"] else f" ({found['low']:.1f} to {found['high']:.1f})"
-    return f"{found['mean']:.1f}{interval}"
+def _text(found: Mapping[str, Any], digits: int = 1) -> str:
+    interval = "" if found["why"] else f" ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
+    return f"{found['mean']:.{digits}f}{interval}"
 
 
 def _place(row: Mapping[str, Any]) -> str:
@@ -291,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     summary = summarize(runs)
     write_json(given.out / "summary.json", summary)
-    print(table(summary))
+    print(tables(summary))
     return 0
 
 

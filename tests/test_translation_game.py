@@ -163,24 +163,28 @@ def test_finished_runs_are_read_and_not_made_again(
     assert game.make_runs(world, settings, tmp_path, range(2), "digest") == runs
     with pytest.raises(game.Problem, match="another --out"):
         game.make_runs(world, replace(settings, steps=7), tmp_path, range(2), "digest")
-    lines = game.table(game.summarize(runs)).splitlines()
-    assert len(lines) == 2 + len(game.ARMS) + 2
-    assert lines[0].count("|") == lines[2].count("|")
+    lines = [line for line in game.tables(game.summarize(runs)).splitlines() if line]
+    assert len(lines) == 3 * (2 + len(game.ARMS)) + 1
+    assert {line.count("|") for line in lines[: 3 + len(game.ARMS)]} == {5}
+    assert {line.count("|") for line in lines[3 + len(game.ARMS) :]} == {6}
 
 
 def test_a_share_is_read_where_english_is_best_on_validation(game: Any) -> None:
     """Plain goes from 10 to 20; at 0.5 (15) the second point serves, and reset, with better English, its third."""
 
     def run(*valid: tuple[float, float]) -> dict[str, Any]:
-        points = [{"step": i, "valid": {"bleu_en": e, "bleu_de": d}, "test": {"bleu_en": e - 1, "bleu_de": d}}
-                  for i, (e, d) in enumerate(valid)]  # fmt: skip
+        points = []
+        for step, (english, german) in enumerate(valid):
+            test = {"bleu_en": english - 1, "bleu_de": german, "nll_de": 2.0}
+            points.append({"step": step, "valid": {**test, "bleu_en": english}, "test": test})
         return {"knobs": {}, "points": points}
 
     runs = {"plain": [run((40, 10), (30, 16), (20, 20))] * 3, "other": [run((40, 10), (25, 15), (35, 17))] * 3}
-    found = game.summarize(runs)["arms"]
-    assert (found["plain"]["q0.5"]["step"], found["plain"]["q0.5"]["bleu_en"]["mean"]) == (1, 29)
-    assert (found["other"]["q0.5"]["step"], found["other"]["q0.5"]["beyond_plain"]["mean"]) == (2, 5)
-    assert found["other"]["q0.95"] is None
+    plain, other = (game.summarize(runs)["arms"][arm]["matched"] for arm in ("plain", "other"))
+    assert (plain["bleu_de"][0]["step"], plain["bleu_de"][0]["bleu_en"]["mean"]) == (1, 29)
+    assert (other["bleu_de"][0]["step"], other["bleu_de"][0]["beyond_plain"]["mean"]) == (2, 5)
+    assert other["bleu_de"][2]["why"] == "never got there"
+    assert plain["nll_de"][0]["why"] == "plain's gain is not clear of 0"
 
 
 def test_the_cache_is_taken_up_and_that_of_other_settings_refused(
