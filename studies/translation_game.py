@@ -264,12 +264,12 @@ def tables(summary: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join([arm, *end]) + " |")
     for task in TASKS:
         heads = " | ".join(f"BLEU-EN at {share}" for share in SHARES)
-        lines += ["", f"| matched {task} | {heads} | beyond plain's at {SHARES[-1]} |"]
+        lines += ["", f"| matched {task} | {heads} | beyond plain's at {SHARES[1]} |"]
         lines.append("| --- |" + " --: |" * (len(SHARES) + 1))
         for arm, row in summary["arms"].items():
             found = row["matched"][task]
             at = [one["why"] or f"{_text(one['bleu_en'])}, {_place(one)}" for one in found]
-            beyond = "–" if found[-1]["why"] else _text(found[-1]["beyond_plain"])
+            beyond = "–" if found[1]["why"] else _text(found[1]["beyond_plain"])
             lines.append("| " + " | ".join([arm, *at, beyond]) + " |")
     return "\n".join(lines)
 
