@@ -33,7 +33,7 @@ def mask_key(seed: int, name: str, step: int, use: str = "") -> int:
         step: Its optimizer step; a constant gives a mask that is drawn once.
         use: Tells several masks of one tensor at one step apart.
     """
-    text = "\0".join((str(seed), name, str(step), use)).encode()
+    text = f"{seed}\0{name}\0{step}\0{use}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 

@@ -14,10 +14,18 @@ from torch import Tensor, nn
 
 from .method import Weights
 
+ORDINARY = (Tensor, nn.Parameter)
+
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that lies in this process: its shard, or the tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return tensor.to_local() if sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def sharded(tensor: Tensor) -> bool:
+    """True for a DTensor."""
+    # by type first: looking for what is not there takes longer than all else of an optimizer's step on a small tensor
+    return type(tensor) not in ORDINARY and hasattr(tensor, "to_local")
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:

@@ -5,30 +5,25 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
 
-from ..errors import RunFailed
-from ..weights import local
 from . import _kernel
-from ._adam import proposed_update, update_moments
-from ._fast import Item, all_finite, fits, keeps_all, step_random
+from ._fast import all_finite
 from ._groups import check_adam, check_names, check_saved_names, named
 from ._held import HeldDelta
-from ._largest import Search
-from ._merge import Merging, merged_update, merging_of
-from ._place import any_true, as_placed, place_of
-from ._rounding import added
+from ._item import Item, advance, items_of, moments_of
+from ._merge import Merging, merging_of
+from ._place import any_true
+from ._steps import Steps
 
 log = logging.getLogger(__name__)
 
 NONFINITE = ("raise", "skip")
-PLAIN = Merging()
 OWN = ("_held", "nonfinite", "skipped", "_looked", "_built")
 
 
@@ -104,7 +99,7 @@ class MergingAdamW(Optimizer):
         if nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite must be raise or skip, got {nonfinite!r}")
         self._held = HeldDelta(delta)
-        self._search = Search()
+        self._steps = Steps(self._held)
         self.nonfinite = nonfinite
         self.skipped = 0
         self._looked = False
@@ -142,32 +137,26 @@ class MergingAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        items = self._items()
+        items = items_of(self.param_groups, self.state)
         self._held.check_late(items)
         if self.nonfinite == "skip" and not self._finite(items):
             self.skipped += 1
             log.warning("step skipped: a gradient is not finite (%d so far)", self.skipped)
             return loss
-        for item in items:
-            _advance(item)
+        advance(items)
         if not self._looked and (warning := self._held.inert(items)):
             warnings.warn(warning, stacklevel=3)
         self._looked = True
-        plain, windows, fast, eager = self._sorted(items)
-        self._step_plain(plain)
-        self._step_windows(windows)
-        self._step_fast(fast)
-        for item in eager:
-            self._step_eager(item)
+        self._steps.take(items)
         return loss
 
     @torch.no_grad()
     def flush(self) -> None:
         """Merges what was proposed since the last merge, where `merge_every` does not divide the number of steps."""
-        for item in self._items(without_gradient=True):
+        for item in items_of(self.param_groups, self.state, without_gradient=True):
             if "at_merge" in item.state:
-                item.step = int(item.state["step"])
-                self._close_window(item)
+                item.step, item.moments = int(item.state["step"]), moments_of(item)
+                self._steps.close_window(item)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during training; the delta's identity among it, its tensors not."""
@@ -198,7 +187,7 @@ class MergingAdamW(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._search = Search()
+        self._steps = Steps(self._held)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -217,136 +206,9 @@ class MergingAdamW(Optimizer):
 
     # --- what a step is about ---------------------------------------------------------------------------------------
 
-    def _items(self, *, without_gradient: bool = False) -> list[Item]:
-        items = []
-        for group in self.param_groups:
-            merging = merging_of(group)
-            for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                if parameter.grad is None and not without_gradient:
-                    continue
-                gradient = parameter.grad if parameter.grad is not None else parameter
-                if gradient.is_sparse:
-                    raise RuntimeError(f"the gradient of {name!r} is sparse, which merged AdamW does not take")
-                place, weights = place_of(name, parameter), local(parameter.detach())
-                state = self.state[parameter] if parameter.grad is not None else self.state.get(parameter, {})
-                items.append(Item(parameter, place, weights, local(gradient.detach()), state, group, merging, 0))
-        return items
-
     def _finite(self, items: Sequence[Item]) -> bool:
         fine = all_finite(_kernel.load(), [item.gradient for item in items])
         return not any(any_true([torch.tensor(not one) for one in fine], [item.place for item in items]))
-
-    def _sorted(self, items: Sequence[Item]) -> tuple[list[Item], ...]:
-        """Items whose step is torch's own; those that it is between merges; those for the kernel; the others."""
-        plain: list[Item] = []
-        windows: list[Item] = []
-        fast: list[Item] = []
-        eager: list[Item] = []
-        for item in items:
-            ordinary = item.group["rounding"] == "nearest" and item.state["exp_avg"].dtype == item.weights.dtype
-            torchs = ordinary and item.group["adam"] == "torch"
-            if not item.weights.numel() and item.place.reduce is None:
-                continue  # empty, and no other process counts on ours
-            if torchs and (item.merging.merge_every > 1 or "at_merge" in item.state):
-                windows.append(item)
-            elif torchs and not item.merging.needs_delta and keeps_all(item.merging):
-                plain.append(item)
-            elif ordinary and item.merging.merge_every == 1 and fits(item) and _kernel.load() is not None:
-                fast.append(item)
-            else:
-                eager.append(item)
-        return plain, windows, fast, eager
-
-    # --- ways of one step -------------------------------------------------------------------------------------------
-
-    def _step_plain(self, items: Sequence[Item]) -> None:
-        for item, fine in zip(items, all_finite(_kernel.load(), [item.gradient for item in items])):
-            if not fine:
-                raise _broken(item)
-        for group, members in _by_group(items):
-            beta1, beta2 = group["betas"]
-            adamw(
-                [item.weights for item in members],
-                [item.gradient for item in members],
-                [item.moments[0] for item in members],
-                [item.moments[1] for item in members],
-                [],
-                [item.state["step"] - 1 for item in members],  # it counts on itself
-                fused=all(_narrow_on_cpu(item.weights) for item in members) or None,
-                amsgrad=False,
-                beta1=beta1,
-                beta2=beta2,
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-
-    def _step_windows(self, items: Sequence[Item]) -> None:
-        """Steps of the same arithmetic without a merge, and at every K-th the merge of what they added up to.
-
-        Not torch's fused step: where its vectors end it rounds otherwise, so that shards would differ from the whole.
-        """
-        for item in items:
-            if "at_merge" not in item.state:
-                item.state["at_merge"] = as_placed(item.weights.clone(), item.parameter)
-        unmerged = [replace(item, merging=PLAIN) for item in items]
-        compiled = _kernel.load() is not None
-        self._step_fast([item for item in unmerged if compiled and fits(item)])
-        for item in unmerged:
-            if not (compiled and fits(item)):
-                self._step_eager(item)
-        for item in items:
-            if item.step % item.merging.merge_every == 0 and item.group["lr"] != 0:
-                self._close_window(item)
-
-    def _close_window(self, item: Item) -> None:
-        weights = _wide(item)
-        _write(item, weights, self._merged(item, torch.zeros_like(weights), weights, flush=True))
-
-    def _step_fast(self, items: Sequence[Item]) -> None:
-        kernel = _kernel.load()
-        for step, at_random in ((step_random, True), (self._search.step, False)):
-            chosen = [
-                item for item in items if (keeps_all(item.merging) or item.merging.sparsify == "random") == at_random
-            ]
-            if chosen:
-                assert kernel is not None
-                if broken := step(kernel, chosen, [self._held.reference(item) for item in chosen]):
-                    raise _broken(next(item for item in chosen if item.place.name == broken[0]))
-
-    def _step_eager(self, item: Item) -> None:
-        if not bool(torch.isfinite(item.gradient).all()):
-            raise _broken(item)
-        weights = _wide(item)
-        update_moments(item.gradient.to(weights.dtype), *item.moments, item.group)
-        if item.group["lr"] == 0:
-            return
-        update = proposed_update(weights, *item.moments, item.group, item.step)
-        _write(item, weights, self._merged(item, update, weights))
-
-    def _merged(self, item: Item, update: Tensor, weights: Tensor, *, flush: bool = False) -> Tensor:
-        delta = None
-        if item.merging.needs_delta:
-            delta = self._held.dense(item).to(weights.device, weights.dtype).view(weights.shape)
-        names = () if item.merging is PLAIN else ("at_merge", "anchor")  # a step within a window merges nothing
-        kept = {name: local(item.state[name]) for name in names if name in item.state}
-        before = dict(kept)
-        move = merged_update(
-            update,
-            weights,
-            item.merging,
-            place=item.place,
-            step=item.step,
-            delta=delta,
-            momentum=item.moments[0],
-            state=kept,
-            flush=flush,
-        )
-        for name in before.keys() - kept.keys():
-            del item.state[name]
-        item.state.update({name: as_placed(kept[name], item.parameter) for name in kept.keys() - before.keys()})
-        return move
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -390,53 +252,3 @@ def _check_group(group: Mapping[str, Any]) -> None:
         )
     merging_of(group)
     check_adam(group)
-
-
-def _advance(item: Item) -> None:
-    """Makes or counts on the parameter's state: moments in float32 or better, sharded as the parameter is."""
-    state = item.state
-    if "step" not in state:
-        state["step"] = torch.tensor(0.0)
-        wide = torch.promote_types(item.weights.dtype, torch.float32)
-        for name in ("exp_avg", "exp_avg_sq"):
-            state[name] = torch.zeros_like(item.parameter, dtype=wide, memory_format=torch.preserve_format)
-        if item.group["master"] is not None and item.weights.dtype.itemsize < 4:
-            state["master"] = item.parameter.detach().to(torch.float32, copy=True)
-    state["step"] += 1
-    item.step = int(state["step"])
-
-
-def _narrow_on_cpu(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
-
-
-def _wide(item: Item) -> Tensor:
-    """The weights in the precision in which updates are computed."""
-    weights = local(item.state.get("master", item.weights))
-    return weights.to(torch.promote_types(weights.dtype, torch.float32))
-
-
-def _write(item: Item, weights: Tensor, move: Tensor) -> None:
-    """Writes weights + move as the group's rounding says, through the master where one is kept."""
-    target = local(item.state.get("master", item.weights))
-    if item.group["rounding"] == "nearest":
-        target.copy_(weights + move)
-    else:
-        name, seed = f"{item.place.name}\0update", item.merging.seed
-        target.copy_(added(target, move, "stochastic", seed=seed, name=name, step=item.step, offset=item.place.offset))
-    if "master" in item.state:
-        item.weights.copy_(target)
-
-
-def _by_group(items: Sequence[Item]) -> list[tuple[Mapping[str, Any], list[Item]]]:
-    groups: dict[int, tuple[Mapping[str, Any], list[Item]]] = {}
-    for item in items:
-        groups.setdefault(id(item.group), (item.group, []))[1].append(item)
-    return list(groups.values())
-
-
-def _broken(item: Item) -> RunFailed:
-    return RunFailed(
-        f"the gradient of {item.place.name!r} is not finite at its step {item.step}; lower the learning rate, or "
-        "choose nonfinite='skip'"
-    )

@@ -88,6 +88,10 @@ class Delta:
             self._lent[name] = first, second
         return first, second
 
+    def lends(self, name: str) -> bool:
+        """True where `operands` gives the same tensors at every call."""
+        return name in self._lent
+
     def dense(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Entries ``start`` to ``stop`` of the flat delta, and only they are read.
 

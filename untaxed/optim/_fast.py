@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..sparsify import keep_below
-from ..weights import local
 from ._adam import coefficients
+from ._item import Item
 from ._kernel import CONSENSUS, EVERYTHING, ITEM, Kernel, Reference, Work, cut
-from ._merge import Merging, Place, delta_key, push_weight, update_key
+from ._merge import Merging, delta_key, push_weight, update_key
 
 WORD = (1 << 64) - 1
-
-
-@dataclass
-class Item:
-    """One parameter at one step: local tensors, its state and settings."""
-
-    parameter: Tensor
-    place: Place
-    weights: Tensor
-    gradient: Tensor
-    state: MutableMapping[str, Any]
-    group: MutableMapping[str, Any]
-    merging: Merging
-    step: int
-
-    @property
-    def moments(self) -> tuple[Tensor, Tensor]:
-        return local(self.state["exp_avg"]), local(self.state["exp_avg_sq"])
 
 
 def keeps_all(merging: Merging) -> bool:
@@ -47,7 +27,7 @@ def fits(item: Item) -> bool:
     """True where the kernel computes what the eager form would."""
     merging = item.merging
     for tensor in (item.weights, item.gradient, *item.moments):
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        if tensor.dtype != torch.float32 or not tensor.is_cpu or not tensor.is_contiguous():
             return False
     return (
         merging.pull == "constant"
@@ -89,10 +69,12 @@ def table_of(items: Sequence[Item], references: Sequence[Reference]) -> np.ndarr
         if kind not in rules:
             rules[kind] = rule_of(item, has_reference=kind[-1])
         fixed, below = rules[kind]
-        keys = [key(item.merging, item.place, item.step) & WORD for key in (update_key, delta_key)]
-        rule = (*fixed, keys[0], below, keys[1], below)
-        pointers = [tensor.data_ptr() for tensor in (item.weights, item.gradient, *item.moments)]
-        rows.append((*pointers, item.weights.numel(), item.place.offset, rule, reference.fields, 0, 0, 0, 0, 0))
+        own = update_key(item.merging, item.place, item.step) & WORD
+        other = delta_key(item.merging, item.place, item.step) & WORD if reference.first is not None else 0
+        weights, (first, second) = item.weights, item.moments
+        pointers = weights.data_ptr(), item.gradient.data_ptr(), first.data_ptr(), second.data_ptr()
+        rule = (*fixed, own, below, other, below)
+        rows.append((*pointers, weights.numel(), item.place.offset, rule, reference.fields, 0, 0, 0, 0, 0))
     return np.array(rows, dtype=ITEM)
 
 

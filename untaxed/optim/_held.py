@@ -11,7 +11,8 @@ from torch import Tensor
 from ..sparsify import magnitude_mask, random_mask
 from ..weights import local
 from ._delta import Delta, as_delta, check_delta
-from ._fast import Item, keeps_all
+from ._fast import keeps_all
+from ._item import Item
 from ._kernel import Reference
 from ._merge import Merging, delta_key, push_weight
 from ._sides import plain_name
@@ -25,6 +26,7 @@ class HeldDelta:
     def __init__(self, given: Any) -> None:
         self.delta: Delta | None = None if given is None else as_delta(given)
         self._lists: dict[str, tuple[Any, Reference]] = {}
+        self._views: dict[tuple[str, int, int], Reference] = {}
         self._fitting: set[str] = set()  # the parameters that the delta is known to fit
 
     def __deepcopy__(self, memo: Any) -> HeldDelta:
@@ -69,9 +71,7 @@ class HeldDelta:
             return Reference()
         assert self.delta is not None
         if keeps_all(merging) or (merging.sparsify == "random" and merging.delta_mask == "fresh"):
-            part = slice(place.offset, place.offset + item.weights.numel())
-            first, second = self.delta.operands(place.name)
-            return Reference(first[part], None if second is None else second[part])
+            return self._dense(item)
         drawn = (merging.sparsify, merging.density, merging.seed)
         held = self._lists.get(place.name)
         if held is None or held[0] != drawn:
@@ -81,6 +81,7 @@ class HeldDelta:
     def forget(self) -> None:
         """Lets the kept entries go; they are drawn again when they are needed."""
         self._lists.clear()
+        self._views.clear()
 
     def inert(self, items: Iterable[Item]) -> str | None:
         """Says where the push is below half a unit in the last place of the median weight."""
@@ -101,6 +102,19 @@ class HeldDelta:
                     "rounding; gather it with push_every, or choose rounding='stochastic'"
                 )
         return None
+
+    def _dense(self, item: Item) -> Reference:
+        """The local part; remembered where the delta always gives the same tensors, as making views takes its time."""
+        assert self.delta is not None
+        name, start, count = item.place.name, item.place.offset, item.weights.numel()
+        known = self._views.get((name, start, count))
+        if known is not None:
+            return known
+        first, second = self.delta.operands(name)
+        view = Reference(first[start : start + count], None if second is None else second[start : start + count])
+        if self.delta.lends(name):
+            self._views[name, start, count] = view
+        return view
 
     def _listed(self, item: Item) -> Reference:
         assert self.delta is not None

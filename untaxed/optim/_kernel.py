@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -102,14 +102,14 @@ class Reference:
             index[begins[-2] : begins[-1]] = places
         return cls(index=index, begins=np.array(begins, dtype=np.int64), values=values.contiguous())
 
-    @property
+    @cached_property
     def given(self) -> bool:
         """False: there is no delta."""
         return self.first is not None or self.index is not None
 
-    @property
+    @cached_property
     def fields(self) -> tuple[int, ...]:
-        """As `REFERENCE` has them; the tensors must outlive their use."""
+        """As `REFERENCE` has them, as long as this object lives."""
         narrow = (int(one is not None and one.dtype == torch.bfloat16) for one in (self.first, self.second))
         dense = (address(self.first), address(self.second), *narrow)
         if self.index is None or self.begins is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -12,12 +13,14 @@ import torch
 
 from ..sparsify import kept_count
 from ._adam import proposed_update, update_moments
-from ._fast import Item, broken, table_of
+from ._fast import broken, table_of
+from ._item import Item
 from ._kernel import Kernel, Reference, Work, cut
 
 SAMPLES = 1 << 12, 1 << 16  # entries looked at, at least and at most, to guess where the threshold lies
 SPREAD = 5.0  # standard deviations of that guess
 WIDEST = 0.08  # relative change of a threshold from which the sample guesses better than the step before
+MANY = 1 / 16  # share of the entries; where more are listed malloc keeps much of what that took
 TOP = 0x7FFFFFFF  # the order of no finite magnitude
 
 Bracket = tuple[int, int]
@@ -61,6 +64,8 @@ class Search:
             row["limit"], row["choice"] = _threshold(kernel, row[0], missing, scratch, own)
             self._remember(item, int(row["limit"][0]))
         kernel.run(Work.STEP_LARGE, table, pieces)
+        if pieces["between"].sum() > MANY * (pieces["to"] - pieces["from"]).sum():
+            give_back()
         return []
 
     def _guess(self, item: Item) -> Bracket | None:
@@ -98,6 +103,12 @@ class _Scratch:
         starts = (pieces[what] - self._words.ctypes.data) // 4
         parts = [self._words[a : a + n] for a, n in zip(starts.astype(np.int64), pieces["between"])]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def give_back() -> None:
+    """Makes malloc return what it keeps to the system, where that can be asked for (glibc)."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _found(kernel: Kernel, table: np.ndarray, number: int, own: np.ndarray, item: Item, count: int) -> int:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import Unsupported
-from ..weights import local
+from ..weights import local, sharded
 from ._merge import Place
 from ._sides import plain_name
 
@@ -38,7 +38,7 @@ def place_of(name: str, parameter: Tensor) -> Place:
         Unsupported: It is sharded in another way.
     """
     name = plain_name(name)
-    if not hasattr(parameter, "placements"):
+    if not sharded(parameter):
         return Place(name)
     from torch.distributed.tensor import DTensor, Shard
 
@@ -61,7 +61,7 @@ def place_of(name: str, parameter: Tensor) -> Place:
 
 def as_placed(value: Any, parameter: Tensor) -> Any:
     """A tensor of a sharded parameter's local shape as a DTensor, so that saving sees the whole; else itself."""
-    if not hasattr(parameter, "placements") or not isinstance(value, Tensor) or value.shape != local(parameter).shape:
+    if not sharded(parameter) or not isinstance(value, Tensor) or value.shape != local(parameter).shape:
         return value
     from torch.distributed.tensor import DTensor
 
@@ -81,7 +81,7 @@ def local_part(value: Any, parameter: Tensor) -> Any:
     if not isinstance(value, Tensor):
         return value
     part = local(value)
-    if hasattr(parameter, "placements") and part is value and value.shape == parameter.shape:
+    if sharded(parameter) and part is value and value.shape == parameter.shape:
         place = place_of("", parameter)
         rows = local(parameter).shape[0]
         first = place.offset // max(1, math.prod(parameter.shape[1:]))

@@ -31,31 +31,54 @@ typedef struct {
     float pull[CHUNK];     /* of listed references; dense ones are read when they are used */
 } Kept;
 
+/* Where the reference's value of an entry lies; that of one whose reference is left out is `nothing`. Chosen without a
+ * branch: whether it is left out nobody can guess. */
+static inline const char *place_in(const void *values, int narrow, int64_t i, uint32_t wanted, const void *nothing) {
+    const char *there = (const char *)values + ((uint64_t)i << (narrow ? 1 : 2));
+    return (const char *)((uintptr_t)nothing ^ (((uintptr_t)nothing ^ (uintptr_t)there) & -(uintptr_t)(wanted != 0)));
+}
+
 static void collect(Kept *kept, const float *p, int64_t i, const uint8_t *flags, const float *values, int count,
                     const Reference *reference) {
     kept->from = i;
     kept->count = places_of(kept->place, flags, count);
     for (int k = 0; k < kept->count; k++) {
-        const int j = kept->place[k], with_pull = flags[j] & REFERENCE;
+        const int j = kept->place[k];
         kept->own[k] = flags[j] & UPDATE;
-        kept->other[k] = (uint32_t)with_pull;
-        kept->pull[k] = with_pull && reference->index ? values[j] : 0.0f;
+        kept->other[k] = flags[j] & REFERENCE;
         __builtin_prefetch(p + i + j, 1, 0);
-        if (!with_pull || !reference->first) continue;
-        __builtin_prefetch((const char *)reference->first + (reference->first_narrow ? 2 : 4) * (i + j), 0, 0);
-        if (reference->second)
-            __builtin_prefetch((const char *)reference->second + (reference->second_narrow ? 2 : 4) * (i + j), 0, 0);
+    }
+    if (reference->index)
+        for (int k = 0; k < kept->count; k++) kept->pull[k] = kept->other[k] ? values[kept->place[k]] : 0.0f;
+    for (int side = 0; side < 2; side++) {
+        const void *side_values = side ? reference->second : reference->first;
+        const int narrow = side ? reference->second_narrow : reference->first_narrow;
+        if (!side_values) continue;
+        for (int k = 0; k < kept->count; k++)
+            __builtin_prefetch(place_in(side_values, narrow, i + kept->place[k], kept->other[k], p + i + kept->place[k]), 0, 3);
+    }
+}
+
+/* The values of one side of a dense reference at the kept entries, 0 where the reference is left out; or less these. */
+static void pull_from(Kept *kept, const void *values, int narrow, int less) {
+    const float nothing = 0.0f;
+    for (int k = 0; k < kept->count; k++) {
+        const char *place = place_in(values, narrow, kept->from + kept->place[k], kept->other[k], &nothing);
+        const float value = narrow ? widened(*(const uint16_t *)place) : *(const float *)place;
+        kept->pull[k] = less ? kept->pull[k] - value : value;
     }
 }
 
 static void apply_kept(Kept *kept, float *p, const float *m, const float *v, const Rule *rule, const Reference *reference) {
     _Alignas(64) float weights[CHUNK], first[CHUNK], second[CHUNK];
+    if (reference->first) pull_from(kept, reference->first, reference->first_narrow, 0);
+    else if (!reference->index) memset(kept->pull, 0, sizeof(float) * (size_t)kept->count);
+    if (reference->second) pull_from(kept, reference->second, reference->second_narrow, 1);
     for (int k = 0; k < kept->count; k++) {
         const int64_t i = kept->from + kept->place[k];
         weights[k] = p[i];
         first[k] = m[i];
         second[k] = v[i];
-        if (kept->other[k] && !reference->index) kept->pull[k] = reference_at(reference, i);
     }
     compute(weights, first, second, kept->pull, kept->own, kept->count, 0, (Choices){0}, rule, LISTED);
     for (int k = 0; k < kept->count; k++) p[kept->from + kept->place[k]] = weights[k];
