@@ -18,6 +18,8 @@ LAYERS = [
     "errors",
     "values",
     "method",
+    "counter",
+    "largest",
     "sparsify",
     "consensus",
     "weights",

@@ -20,6 +20,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "early_stopping": [{}],
     "kl": [{"beta": 0.1}],
     "averaging": [{"initial_share": 0.0}, {"initial_share": 0.3}, {"initial_share": 1.0}],
+    "slerp": [{"initial_share": 0.0}, {"initial_share": 0.3}, {"initial_share": 1.0}],
+    "ties": [{"density": 0.2}, {"density": 1.0, "scale": 0.5}],
+    "dare": [{"density": 0.2}, {"density": 0.5, "rescale": "l1", "scale": 0.8, "seed": 3}],
+    "extrapolation": [{"initial_share": -0.3}, {"initial_share": 0.0}],
     "elastic_reset": [{"decay": 0.9, "reset_every": 4}, {"decay": 0.5, "reset_every": 4, "update_every": 2}],
     "ema": [{"decay": 0.9}, {"half_life": 4.0, "update_every": 2, "bias_correction": True}],
     "reset_to_initial": [{"reset_every": 4}],
@@ -91,8 +95,19 @@ def test_inputs_are_not_written_and_dtypes_are_kept(method: Method, dtype: torch
 
 def test_the_ends_of_a_share() -> None:
     initial, aligned = weights(1), weights(2)
-    assert same(methods.build("averaging", {"initial_share": 0}).after(initial, aligned), aligned)
+    for name in ("averaging", "slerp", "extrapolation"):
+        assert same(methods.build(name, {"initial_share": 0}).after(initial, aligned), aligned)
     assert same(methods.build("averaging", {"initial_share": 1}).after(initial, aligned), initial)
+    for name, setting in (("slerp", "initial_share"), ("ties", "density"), ("dare", "density")):
+        end = methods.build(name, {setting: 1}).after(initial, aligned)
+        assert same(end, {**(initial if name == "slerp" else aligned), "integer": aligned["integer"]})
+
+
+def test_a_merge_goes_by_the_names_of_tensors() -> None:
+    initial, aligned = (dict.fromkeys(("a", "b"), value[:]) for value in (torch.zeros(999), torch.ones(999)))
+    made = methods.build("dare", {"density": 0.5}).after(initial, aligned)
+    assert not torch.equal(made["a"], made["b"])
+    assert same({"a": methods.build("dare", {"density": 0.5}).after(initial, aligned)["a"]}, {"a": made["a"]})
 
 
 @pytest.mark.parametrize("method", AFTER, ids=label)
@@ -127,7 +142,9 @@ def test_a_method_offers_no_more_than_it_says(method: Method) -> None:
 
 
 def test_which_methods_train() -> None:
-    assert {method.name for method in CASES if not method.trains} == {"plain", "early_stopping", "averaging"}
+    assert {method.name for method in CASES if not method.trains} == {
+        *("plain", "early_stopping", "averaging", "slerp", "ties", "dare", "extrapolation")
+    }
 
 
 def test_kl_needs_an_algorithm_with_a_beta() -> None:
@@ -152,6 +169,14 @@ def test_kl_needs_an_algorithm_with_a_beta() -> None:
         ("averaging", {}, "method averaging: the setting `initial_share` is required"),
         ("averaging", {"initial_share": 2}, r"method averaging: initial_share must be in \[0, 1\], got 2"),
         ("averaging", {"initial_share": "a"}, "method averaging.initial_share: should be a valid number"),
+        ("slerp", {"initial_share": 1.5}, r"method slerp: initial_share must be in \[0, 1\], got 1.5"),
+        (
+            "extrapolation",
+            {"initial_share": 0.2},
+            "extrapolation must be at most 0, got 0.2; above 0: averaging",
+        ),
+        ("ties", {"density": 0}, r"method ties: density must be in \(0, 1\], got 0"),
+        ("dare", {"density": 0.5, "rescale": "l2"}, "method dare.rescale"),
         ("plain", {"beta": 1}, "method plain has no setting 'beta'; it takes no settings"),
     ],
 )

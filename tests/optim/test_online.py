@@ -16,9 +16,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
 import online_merging as paper
 
+from untaxed.counter import mask_key
 from untaxed.optim import MaskGradient, MergeUpdate, Merging, Pipeline, random_direction
 from untaxed.optim._delta import as_delta
-from untaxed.sparsify import kept_count, mask_key, random_mask
+from untaxed.sparsify import kept_count, random_mask
 from untaxed.weights import same
 
 SHAPES = {"matrix": (5, 3), "vector": (7,), "scalar": ()}

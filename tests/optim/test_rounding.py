@@ -9,9 +9,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from untaxed.counter import mask_key, random_bits
 from untaxed.optim import add_rounded
 from untaxed.optim._rounding import added
-from untaxed.sparsify import mask_key, random_bits
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 N = 1 << 20

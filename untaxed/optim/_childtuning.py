@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..counter import mask_key
 from ..method import Context, Method, Site
-from ..sparsify import check_density, mask_key, sparsify
+from ..sparsify import check_density, sparsify
 from ._rows import check_in_step
 from ._sites import Entry
 

@@ -9,8 +9,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from ..counter import mask_key
 from ..errors import Unsupported, UsageError, nearest
-from ..sparsify import mask_key
 from ._difference import OPERANDS, Storage, operand, parts, squares
 from ._difference import Delta as Delta
 from ._fit import check_comparable, refuse_zero

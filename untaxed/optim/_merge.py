@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from ..consensus import Consensus, consensus
+from ..counter import mask_key
+from ..largest import Reduce
 from ..method import check_number
-from ..sparsify import Reduce, check_density, magnitude_mask, mask_key, random_mask, rescaled
 from ..sparsify import Rescale as Rescale
+from ..sparsify import check_density, magnitude_mask, random_mask, rescaled
 
 Sparsify = Literal["random", "magnitude", "momentum", "none"]
 DeltaMask = Literal["fresh", "once"]

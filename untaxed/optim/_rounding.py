@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..sparsify import CHUNK, mask_key, random_bits
+from ..counter import CHUNK, mask_key, random_bits
 
 Rounding = Literal["nearest", "stochastic"]
 UNIT = 2.0**32
@@ -21,7 +21,7 @@ def add_rounded(old: Tensor, update: Tensor, bits: Tensor) -> Tensor:
     Args:
         old: :math:`x`, in the dtype of the result: bfloat16, float16 or float32.
         update: :math:`u`, the same shape, as precise as it is known; from far below half an ulp to many ulps.
-        bits: Uniform integers in [0, 2^32), the same shape, from `untaxed.sparsify.random_bits`.
+        bits: Uniform integers in [0, 2^32), the same shape, from `untaxed.counter.random_bits`.
     Returns:
         A new tensor in ``old``'s dtype: the sum where it can be written, else one of its two neighbours.
     Example:
