@@ -41,12 +41,13 @@ def test_every_python_block_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), blocks("yaml"), ids=lambda value: value if ".md:" in value else "")
-def test_every_spec_shown_is_valid(name: str, code: str, tmp_path: Path) -> None:
+def test_every_spec_and_recipe_shown_is_valid(name: str, code: str, tmp_path: Path) -> None:
+    from untaxed.merging import read_recipe
     from untaxed.studies.spec import load_spec
 
     path = tmp_path / "spec.yaml"
     path.write_text(code)
-    assert load_spec(path).methods
+    assert read_recipe(path).parents if "merge_method:" in code else load_spec(path).methods
 
 
 @pytest.mark.parametrize(("name", "code"), blocks("bash"), ids=lambda value: value if ".md:" in value else "")

@@ -17,6 +17,8 @@ PACKAGE = Path(untaxed.__file__).parent
 LAYERS = [
     "errors",
     "values",
+    "strict_yaml",
+    "validation",
     "method",
     "counter",
     "largest",

@@ -11,6 +11,14 @@ from ._linear import LinearRule as LinearRule
 from ._linear import linear as linear
 from ._model_stock import ModelStockRule as ModelStockRule
 from ._model_stock import model_stock as model_stock
+from ._output_config import output_config as output_config
+from ._recipe import Recipe as Recipe
+from ._recipe import parse_recipe as parse_recipe
+from ._recipe import read_recipe as read_recipe
+from ._resolve import Parent as Parent
+from ._resolve import Resolved as Resolved
+from ._resolve import Taken as Taken
+from ._resolve import resolve as resolve
 from ._rule import BLOCK as BLOCK
 from ._rule import Rule as Rule
 from ._rule import Survey as Survey

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..errors import SpecError, nearest
 from ..measuring.suite_spec import SuiteSpec
+from ..strict_yaml import apply_sets, read_yaml
+from ..validation import validated
 from .arms import plan_arms
 from .places import located
 from .sources import POCKET, DataSpec, ModelsSpec
-from .strict_yaml import apply_sets, read_yaml
-from .validation import validated
 
 Kept = Literal["last", "best_proxy", "all"]
 

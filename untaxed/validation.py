@@ -8,20 +8,20 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import SpecError, nearest, short
-from ..values import truth_values
+from .errors import SpecError, nearest, short
+from .values import truth_values
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def validated(model: type[Model], value: Any, where: str = "", at: str = "") -> Model:
-    """Validates `value`, which stands at the dotted key `at` of the file that `where` names.
+def validated(model: type[Model], value: Any, where: str = "", at: str = "", what: str = "a study") -> Model:
+    """Validates `value`, which stands at the dotted key `at` of the file that `where` names; `what` is the whole file.
 
     Raises:
         SpecError: The first thing that is wrong, in one line.
     """
     if not isinstance(value, Mapping | model):
-        raise SpecError(f"{where}{at or 'a study'}: expected keys and values, got {short(value, 60)}")
+        raise SpecError(f"{where}{at or what}: expected keys and values, got {short(value, 60)}")
     try:
         made = model.model_validate(value)
     except ValidationError as error:
@@ -32,10 +32,11 @@ def validated(model: type[Model], value: Any, where: str = "", at: str = "") -> 
     return made
 
 
-def _says_least(error: Any) -> tuple[bool, bool]:
-    """A typo explains what is missing; of a union, the member that takes keys explains a value that has keys."""
+def _says_least(error: Any) -> tuple[bool, bool, bool]:
+    """A typo explains what is missing; of a union, the member that takes keys explains a value that has keys; a list
+    whose items are wrong is called too short as well."""
     named = error["type"] in ("literal_error", "string_type") and isinstance(error["input"], Mapping)
-    return error["type"] != "extra_forbidden", named
+    return error["type"] != "extra_forbidden", error["type"] == "too_short", named
 
 
 def _line(model: type[BaseModel], value: Any, error: Any, at: str) -> str:
@@ -52,7 +53,7 @@ def _line(model: type[BaseModel], value: Any, error: Any, at: str) -> str:
     if error["type"] in ("too_short", "string_too_short"):
         return f"{path}: is empty; give at least {error['ctx']['min_length']}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    message = re.sub(r"^(Input|String|List) should", "should", message).split("\n")[0]
+    message = re.sub(r"^(Input|String|List|Tuple) should", "should", message).split("\n")[0]
     got = "" if error["type"] in ("value_error", "assertion_error") else f", got {short(error['input'], 60)}"
     return f"{path}: {message}{got}" if path else f"{message}{got}"
 

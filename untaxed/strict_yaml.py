@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import SpecError
+from .errors import SpecError
 
 MOST_VALUES = 100_000  # that a document may stand for
 BEYOND = 10**12  # a count goes no further
