@@ -1,0 +1,109 @@
+"""Writing a checkpoint block by block, in any order and from any thread; it appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ._layout import INDEX, SHARD_BYTES, index, layout
+from ._save import appearing
+from ._source import Kind
+
+
+class ShardedWriter:
+    """Writes a safetensors checkpoint whose layout is decided first: headers, then blocks at their places.
+
+    A context manager: when its block ends well, everything is flushed to the disk and the directory appears under its
+    name; when it does not, nothing is left. One file ``model.safetensors``, or shards with an index.
+
+    Args:
+        path: The directory to appear.
+        entries: Dtype and shape by tensor name, as `Source.kinds` has them.
+        shard_bytes: Most bytes of tensors a file.
+        metadata: Text for the files' headers.
+        parents: Directories that are read meanwhile; none may be `path` or hold it.
+    Attributes:
+        directory: Where the files lie until then; other files go beside them.
+        shards: The layout.
+        nbytes: Bytes of all files of weights.
+    Raises:
+        StoreError: `path` is there already, is a parent, is being written by somebody else, cannot be written, or the
+            disk has too little room.
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> out = Path(tempfile.mkdtemp()) / "model"
+        >>> with ShardedWriter(out, {"w": (torch.bfloat16, (2, 2))}) as writer:
+        ...     writer.write("w", 2, torch.ones(2))
+        ...     writer.write("w", 0, torch.zeros(2))
+        >>> [file.name for file in out.iterdir()]
+        ['model.safetensors']
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        entries: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+        *,
+        shard_bytes: int = SHARD_BYTES,
+        metadata: Mapping[str, str] | None = None,
+        parents: Iterable[Path] = (),
+    ) -> None:
+        self.path = Path(path)
+        self.kinds = {name: Kind(dtype, tuple(shape)) for name, (dtype, shape) in entries.items()}
+        self.shards = layout(entries, shard_bytes=shard_bytes, metadata=metadata)
+        self.nbytes = sum(shard.nbytes for shard in self.shards)
+        self.parents = tuple(parents)
+        self._lock = threading.Lock()
+        self._rest = {name: kind.numel for name, kind in self.kinds.items()}
+
+    def __enter__(self) -> ShardedWriter:
+        with ExitStack() as stack:
+            self.directory = stack.enter_context(appearing(self.path))
+            self._places: dict[str, tuple[int, int]] = {}  # name -> file, first byte
+            for shard in self.shards:
+                handle = os.open(self.directory / shard.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+                stack.callback(os.close, handle)
+                os.truncate(handle, shard.nbytes)
+                _write_at(handle, memoryview(shard.header), 0)
+                self._places.update({name: (handle, start) for name, start in shard.starts.items()})
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        """Writes a block of a flat tensor at its place, cast to the tensor's dtype; every entry exactly once."""
+        kind = self.kinds[name]
+        handle, at = self._places[name]
+        part = values.detach().reshape(-1).to(kind.dtype).contiguous()
+        assert 0 <= start <= start + part.numel() <= kind.numel, f"block outside {name}"
+        _write_at(handle, part.view(torch.uint8).numpy().data, at + start * kind.dtype.itemsize)
+        with self._lock:
+            self._rest[name] -= part.numel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stack:
+            if error is not None:
+                raise error
+            self._finish()
+
+    def _finish(self) -> None:
+        unfinished = [name for name, rest in self._rest.items() if rest]
+        assert not unfinished, f"tensors not written exactly once: {unfinished[:3]}"
+        if len(self.shards) > 1:
+            total = sum(kind.nbytes for kind in self.kinds.values())
+            (self.directory / INDEX).write_text(index(self.shards, total))
+
+
+def _write_at(handle: int, data: memoryview, at: int) -> None:
+    while data:
+        count = os.pwrite(handle, data, at)
+        data, at = data[count:], at + count
