@@ -36,9 +36,13 @@ def check_model_dir(path: str | Path, *, tokenizer: bool = True) -> dict[str, tu
         raise CheckpointError(f"{path} is not a model: config.json is missing")
     _refuse_remote_code(path)
     shapes: dict[str, tuple[int, ...]] = {}
+    files: dict[str, str] = {}
     for file in weight_files(path):
-        shapes.update({name: entry.shape for name, entry in read_header(file).items()})
-    _check_index(path, shapes)
+        for name, entry in read_header(file).items():
+            if name in shapes:
+                raise CheckpointError(f"{path} holds {name!r} twice, in {files[name]} and in {file.name}")
+            shapes[name], files[name] = entry.shape, file.name
+    _check_index(path, files)
     if tokenizer:
         _check_tokenizer(path, shapes)
     return shapes
@@ -47,7 +51,7 @@ def check_model_dir(path: str | Path, *, tokenizer: bool = True) -> dict[str, tu
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files of a model directory, in order; every one exists and lies inside it."""
     if (path / INDEX).is_file():
-        names = sorted(set(_weight_map(path).values()))
+        names = indexed_files(path)
     elif (path / SINGLE).is_file():
         names = [SINGLE]
     elif pickled := [file.name for pattern in PICKLES for file in sorted(path.glob(pattern))]:
@@ -57,12 +61,20 @@ def weight_files(path: Path) -> list[Path]:
         )
     else:
         raise CheckpointError(f"{path} is not a model: {SINGLE} is missing")
+    if absent := [name for name in names if not (path / name).is_file()]:
+        raise CheckpointError(f"{path / absent[0]} is missing, but {INDEX} names it")
+    return [path / name for name in names]
+
+
+def indexed_files(path: Path) -> list[str]:
+    """The names of the files that an index divides the tensors over, in order; none points outside the directory."""
+    names = sorted(set(_weight_map(path).values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{path / INDEX} names {name!r}, which is no safetensors file of this directory")
-        if not (path / name).is_file():
-            raise CheckpointError(f"{path / name} is missing, but {INDEX} names it")
-    return [path / name for name in names]
+    if not names:
+        raise CheckpointError(f"{path / INDEX} is damaged: it names no file")
+    return names
 
 
 def fingerprint(path: str | Path) -> str:
@@ -86,11 +98,17 @@ def _refuse_remote_code(path: Path) -> None:
             )
 
 
-def _check_index(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+def _check_index(path: Path, files: dict[str, str]) -> None:
+    """What the index says against the file that each tensor lies in."""
     if not (path / INDEX).is_file():
         return
-    if absent := sorted(set(_weight_map(path)) - set(shapes)):
+    places = _weight_map(path)
+    if absent := sorted(set(places) - set(files)):
         raise CheckpointError(f"{path / INDEX} names {absent[0]!r}, which no shard holds ({len(absent)} such names)")
+    if moved := sorted(name for name in places if places[name] != files[name]):
+        raise CheckpointError(
+            f"{path / INDEX} says that {moved[0]!r} is in {places[moved[0]]}, and it is in {files[moved[0]]}"
+        )
 
 
 def _weight_map(path: Path) -> dict[str, str]:

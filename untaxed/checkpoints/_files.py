@@ -28,7 +28,7 @@ class FileSource(Source):
     def __init__(self, path: str | Path, *, label: str | None = None, allow_nonfinite: bool = False) -> None:
         weights = LazyWeights(path)
         self.label = label or str(path)
-        self.path = Path(path)
+        self.path = self.tokenizer = Path(path)
         self.directories: tuple[Path, ...] = (self.path,)
         self.config = weights.config
         self.allow_nonfinite = allow_nonfinite
@@ -46,12 +46,9 @@ class FileSource(Source):
         if not kind.dtype.is_floating_point:
             raise CheckpointError(f"{name!r} of {self.label} holds {kind.dtype}, which is copied and not merged")
         part = self.stored(name, start, stop)
-        part = part if kind.dtype == torch.float64 else part.float()
-        if not self.allow_nonfinite and not part.sum().isfinite() and not finite(part):
-            raise CheckpointError(
-                f"{name!r} of {self.label} holds NaN or infinity: its training diverged, or the file is damaged; give "
-                "an earlier checkpoint or copy it again, or allow it"
-            )
+        part = widened(part)
+        if not self.allow_nonfinite:
+            check_block(part, name, self.label)
         return part
 
     def stored(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -62,6 +59,20 @@ class FileSource(Source):
         data = torch.empty(max(0, stop - start) * size, dtype=torch.uint8)
         _read_into(data, self._handles[entry.file], entry.start + start * size, entry.file)
         return data.view(kind.dtype)
+
+
+def widened(part: Tensor) -> Tensor:
+    """In float32, or in float64 if it is that already: the dtypes that merges calculate in."""
+    return part if part.dtype == torch.float64 else part.float()
+
+
+def check_block(part: Tensor, name: str, label: str) -> None:
+    """Raises `CheckpointError` where a block holds NaN or infinity; a sum is not finite then, and is one quick pass."""
+    if not part.sum().isfinite() and not finite(part):
+        raise CheckpointError(
+            f"{name!r} of {label} holds NaN or infinity: its training diverged, or the file is damaged; give an "
+            "earlier checkpoint or copy it again"
+        )
 
 
 def _known(name: str, weights: LazyWeights) -> torch.dtype:

@@ -66,6 +66,8 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 def _span(path: Path, name: str, entry: dict[str, Any]) -> tuple[int, int, str]:
     first, last = entry["data_offsets"]
+    if any(type(number) is not int or number < 0 for number in (first, last, *entry["shape"])):
+        raise _damaged(path, f"shape or place of tensor {name!r} is not made of whole numbers")
     expected = math.prod(entry["shape"]) * BITS[entry["dtype"]]
     if (last - first) * 8 != expected:
         raise _damaged(path, f"tensor {name!r} takes {last - first} bytes and its shape needs {expected // 8}")

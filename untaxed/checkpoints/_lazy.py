@@ -44,7 +44,7 @@ class LazyWeights:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.adapter = _is_adapter(self.path)
+        self.adapter = is_adapter(self.path)
         if not self.adapter:
             check_model_dir(self.path, tokenizer=False)
         files = [self.path / ADAPTER] if self.adapter else weight_files(self.path)
@@ -127,7 +127,7 @@ def _dtype(entry: Entry) -> torch.dtype | None:
     return getattr(torch, DTYPES.get(entry.dtype, ""), None)
 
 
-def _is_adapter(path: Path) -> bool:
+def is_adapter(path: Path) -> bool:
     """Whether a directory is a LoRA adapter's; a model beside the adapter makes it the model's."""
     if not (path / ADAPTER_CONFIG).is_file() or any((path / name).is_file() for name in (SINGLE, INDEX)):
         return False

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ._check import read_json
 from ._files import FileSource
+from ._hub import fetch
+from ._lazy import ADAPTER_CONFIG, is_adapter
+from ._lora import AdapterSource
 from ._source import Source
 
 
@@ -20,6 +24,48 @@ def open_source(model: str | Path, *, allow_nonfinite: bool = False) -> Source:
     Raises:
         CheckpointError: What is wrong, in one line.
     """
-    if not Path(model).is_dir():
+    label = str(model)
+    for at in () if _directory(label).is_dir() else [n for n, letter in enumerate(label) if letter == "+"][::-1]:
+        base, adapter = label[:at].strip(), label[at + 1 :].strip()
+        if base and adapter and (_directory(adapter).is_dir() or "+" not in label[:at]):
+            return _adapted(_place(base), _place(adapter), label, allow_nonfinite)
+    path = _place(label)
+    if is_adapter(path):
+        return _adapted(_base(path), path, label, allow_nonfinite)
+    return FileSource(path, label=label, allow_nonfinite=allow_nonfinite)
+
+
+def _adapted(base: Path, adapter: Path, label: str, allow_nonfinite: bool) -> Source:
+    if not is_adapter(adapter):
+        raise CheckpointError(f"{adapter} (behind the + of {label}) is not a LoRA adapter: no {ADAPTER_CONFIG} there")
+    if is_adapter(base):
+        raise CheckpointError(f"{base} (before the + of {label}) is a LoRA adapter itself; merge it first, alone")
+    return AdapterSource(FileSource(base, allow_nonfinite=allow_nonfinite), adapter, label=label)
+
+
+def _base(adapter: Path) -> Path:
+    """The base model that an adapter names: as it is written, or relative to the adapter."""
+    config = read_json(adapter / ADAPTER_CONFIG)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(f"{adapter} does not name its base model; write MODEL+{adapter}")
+    if (adapter / name).is_dir() and not _directory(name).is_dir():
+        return adapter / name
+    try:
+        return _place(f"{name}@{revision}" if revision and not _directory(name).is_dir() else name)
+    except CheckpointError as error:
+        raise CheckpointError(f"the base model of {adapter}: {error}; or write MODEL+{adapter}") from error
+
+
+def _place(model: str) -> Path:
+    """The directory of a model; only what looks like no path is asked of a hub."""
+    path = _directory(model)
+    if path.is_dir():
+        return path
+    if model.startswith(("/", "./", "../", "~")) or path.exists():
         raise CheckpointError(f"{model} is not a model: there is no such directory")
-    return FileSource(model, label=str(model), allow_nonfinite=allow_nonfinite)
+    return fetch(model)
+
+
+def _directory(model: str) -> Path:
+    return Path(model).expanduser()

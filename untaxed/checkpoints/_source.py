@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -34,7 +35,8 @@ class Source(ABC):
 
     Attributes:
         label: The model as the user wrote it.
-        path: The directory that its configuration and tokenizer lie in (an adapter's base's, unless it has its own).
+        path: The directory that its configuration lies in; an adapter's is its base's.
+        tokenizer: The directory of its tokenizer; an adapter's own where it has one.
         directories: Every directory that it reads, none of which may be written to.
         config: Its config.json as the tensors are: untied where an adapter unties.
         kinds: Dtype and shape of every tensor that it defines, by name; tied tensors once.
@@ -42,6 +44,7 @@ class Source(ABC):
 
     label: str
     path: Path
+    tokenizer: Path
     directories: tuple[Path, ...]
     config: Mapping[str, Any]
     kinds: Mapping[str, Kind]
@@ -69,8 +72,14 @@ class Source(ABC):
         """Dtype and shape of a tensor, of a tied one too."""
         owner = name if name in self.kinds else self.tied_to(name)
         if owner is None:
-            raise CheckpointError(f"{self.label} has no tensor {name!r}")
+            close = difflib.get_close_matches(name, self.kinds, n=1)
+            raise CheckpointError(
+                f"{self.label} has no tensor {name!r}" + "".join(f"; did you mean {other!r}?" for other in close)
+            )
         return self.kinds[owner]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.kinds or self.tied_to(str(name)) is not None
 
     @property
     def nbytes(self) -> int:
