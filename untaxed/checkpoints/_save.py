@@ -7,12 +7,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import StoreError
 from ._bars import no_bars
+from ._claim import HIDDEN, lock, remove_leftovers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,32 +38,47 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
+def appearing(path: Path, *, alone: bool = False) -> Iterator[Path]:
     """Lends a hidden directory beside `path` and, when the block ends well, renames it to `path`.
 
     Files and directories are flushed to the disk before the rename, so that a crash leaves the old state or the new.
+
+    Args:
+        path: The directory to appear.
+        alone: Whether `path` is ours alone: nothing is replaced, another process that makes the same directory is an
+            error, and what a killed one left is removed first. Otherwise what is there is replaced.
+    Raises:
+        StoreError: The disk is full, the place cannot be written, or (`alone`) is somebody else's.
     """
+    made = [parent for parent in path.parents if not parent.exists()]
     with _as_store_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=HIDDEN, dir=path.parent))
+        handle = lock(hidden)  # so that others see whether it is written to or left over
     try:
         with _as_store_error(path):
+            if alone:
+                remove_leftovers(path, hidden)
             yield hidden
             hidden.chmod(0o755)  # mkdtemp's own mode would keep other users out
             flush(hidden)
-            _replace(hidden, path)
+            if alone:
+                _place(hidden, path)
+            else:
+                _replace(hidden, path)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+        with suppress(OSError):  # one that holds something stays
+            for parent in made:
+                parent.rmdir()
 
 
 def flush(directory: Path) -> None:
     """Flushes every file of a directory, then the directory itself, to the disk."""
     for place in (*sorted(directory.rglob("*")), directory):
-        handle = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _fsync(place)
 
 
 def _replace(new: Path, path: Path) -> None:
@@ -70,10 +86,19 @@ def _replace(new: Path, path: Path) -> None:
     if path.exists():  # a directory cannot be renamed onto a full one
         old = new.with_suffix(OLD)
         path.rename(old)
-    new.rename(path)
+    _place(new, path)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
-    handle = os.open(path.parent, os.O_RDONLY)
+
+
+def _place(new: Path, path: Path) -> None:
+    """Renames a directory to a place that is free, or an empty directory, and flushes the rename."""
+    new.rename(path)
+    _fsync(path.parent)
+
+
+def _fsync(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
+from ._claim import check_free, check_room
+from ._finite import finite
 from ._layout import INDEX, SHARD_BYTES, index, layout
 from ._save import appearing
 from ._source import Kind
+
+GATHER = 32 * 2**20  # bytes
 
 
 class ShardedWriter:
@@ -61,12 +66,16 @@ class ShardedWriter:
         self.shards = layout(entries, shard_bytes=shard_bytes, metadata=metadata)
         self.nbytes = sum(shard.nbytes for shard in self.shards)
         self.parents = tuple(parents)
-        self._lock = threading.Lock()
+        self._idle = threading.Condition()
+        self._open, self._writing = False, 0
+        self._gathered: dict[int, tuple[int, int, int]] = {}  # file -> bytes written since, first and last place
         self._rest = {name: kind.numel for name, kind in self.kinds.items()}
 
     def __enter__(self) -> ShardedWriter:
+        check_free(self.path, self.parents)
         with ExitStack() as stack:
-            self.directory = stack.enter_context(appearing(self.path))
+            self.directory = stack.enter_context(appearing(self.path, alone=True))
+            check_room(self.path, self.nbytes)  # now that what an earlier attempt left is gone
             self._places: dict[str, tuple[int, int]] = {}  # name -> file, first byte
             for shard in self.shards:
                 handle = os.open(self.directory / shard.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -75,21 +84,57 @@ class ShardedWriter:
                 _write_at(handle, memoryview(shard.header), 0)
                 self._places.update({name: (handle, start) for name, start in shard.starts.items()})
             self._stack = stack.pop_all()
+        self._open = True
         return self
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        """Writes a block of a flat tensor at its place, cast to the tensor's dtype; every entry exactly once."""
+        """Writes a block of a flat tensor at its place, cast once to the tensor's dtype; every entry exactly once.
+
+        Raises:
+            CheckpointError: The values are finite and the dtype cannot hold them.
+        """
         kind = self.kinds[name]
         handle, at = self._places[name]
-        part = values.detach().reshape(-1).to(kind.dtype).contiguous()
+        part = _cast(values.detach().reshape(-1), kind.dtype, name)
         assert 0 <= start <= start + part.numel() <= kind.numel, f"block outside {name}"
-        _write_at(handle, part.view(torch.uint8).numpy().data, at + start * kind.dtype.itemsize)
-        with self._lock:
-            self._rest[name] -= part.numel()
+        with self._busy(name, part.numel()):
+            place = at + start * kind.dtype.itemsize
+            _write_at(handle, part.view(torch.uint8).numpy().data, place)
+            self._send(handle, place, place + part.nbytes)
+
+    def _send(self, handle: int, first: int, last: int) -> None:
+        """Starts the disk on what has gathered, so that the flush at the end has little left to wait for."""
+        with self._idle:
+            size, low, high = self._gathered.get(handle, (0, first, last))
+            size, low, high = size + last - first, min(low, first), max(high, last)
+            self._gathered[handle] = size, low, high
+            if size < GATHER:
+                return
+            del self._gathered[handle]
+        if hasattr(os, "posix_fadvise"):  # on Linux, that pages are not needed starts their writing
+            os.posix_fadvise(handle, low, high - low, os.POSIX_FADV_DONTNEED)
+
+    @contextmanager
+    def _busy(self, name: str, numel: int) -> Iterator[None]:
+        """Keeps the files open until a thread has written: a closed file's number may be another file's soon."""
+        with self._idle:
+            if not self._open:
+                raise RuntimeError("the writer is closed")
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._writing -= 1
+                self._rest[name] -= numel
+                self._idle.notify_all()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._idle:
+            self._open = False
+            self._idle.wait_for(lambda: not self._writing)
         with self._stack:
             if error is not None:
                 raise error
@@ -101,6 +146,16 @@ class ShardedWriter:
         if len(self.shards) > 1:
             total = sum(kind.nbytes for kind in self.kinds.values())
             (self.directory / INDEX).write_text(index(self.shards, total))
+
+
+def _cast(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    part = values.to(dtype).contiguous()
+    if not values.is_floating_point() or values.dtype == dtype or torch.finfo(dtype).max > 1e38:
+        return part
+    if not finite(part) and finite(values):
+        most = torch.finfo(dtype).max
+        raise CheckpointError(f"{name!r} holds a number beyond {dtype}'s largest, {most:g}; write bfloat16 or float32")
+    return part
 
 
 def _write_at(handle: int, data: memoryview, at: int) -> None:
