@@ -8,38 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from made import EMBED, HEAD, MIXED, directory
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from untaxed.checkpoints import LazyWeights
 from untaxed.errors import CheckpointError
-
-
-def directory(path: Path, tensors: dict[str, Tensor], shards: int = 1, **config: object) -> Path:
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
-    if shards == 1:
-        save_file(tensors, path / "model.safetensors")
-        return path
-    index = {name: f"model-{number % shards}.safetensors" for number, name in enumerate(tensors)}
-    for file in set(index.values()):
-        save_file({name: tensor for name, tensor in tensors.items() if index[name] == file}, path / file)
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    return path
-
-
-MIXED = {
-    "scalar": torch.tensor(3.5),
-    "one": torch.tensor([2.0], dtype=torch.bfloat16),
-    "empty": torch.empty(0, 4),
-    "half": torch.arange(7, dtype=torch.float16).view(7, 1),
-    "double": torch.arange(3, dtype=torch.float64),
-    "brain": torch.arange(10, dtype=torch.bfloat16).view(2, 5),
-    "single": torch.arange(12, dtype=torch.float32).view(3, 4),
-    "number": torch.tensor([1, 2, 3]),
-    "mask": torch.tensor([True, False, True]),
-    "tiny": torch.tensor([1.0, -2.0]).to(torch.float8_e4m3fn),
-}
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -93,9 +66,6 @@ def test_agrees_with_the_library(tiny_initial: Path) -> None:
     weights, whole = LazyWeights(tiny_initial), load_file(tiny_initial / "model.safetensors")
     assert weights.entries.keys() == whole.keys()
     assert all(weights.tensor(name).equal(tensor) for name, tensor in whole.items())
-
-
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @pytest.mark.parametrize(("stored", "asked"), [(EMBED, HEAD), (HEAD, EMBED)])

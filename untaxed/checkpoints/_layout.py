@@ -15,6 +15,11 @@ from ._lazy import DTYPES
 from ._source import Kind
 
 CODES = {getattr(torch, name): code for code, name in DTYPES.items() if hasattr(torch, name)}
+# as safetensors orders a file's tensors: wide ones first, so that all are aligned
+ORDER = (
+    "U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E8M0", "F8_E4M3", "F8_E5M2",
+    "I8", "U8", "BOOL",
+)  # fmt: skip
 SHARD_BYTES = 5 * 10**9
 
 
@@ -33,7 +38,7 @@ def layout(
     shard_bytes: int = SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
 ) -> list[Shard]:
-    """Divides tensors over files: in the given order over shards, and by alignment and name within one, as safetensors.
+    """Divides tensors over files: in the given order over shards, and by dtype and name within one, as safetensors.
 
     Args:
         entries: Dtype and shape by name.
@@ -77,7 +82,7 @@ def _shard(file: str, kinds: Mapping[str, Kind], metadata: Mapping[str, str]) ->
     header: dict[str, object] = {"__metadata__": metadata}
     starts: dict[str, int] = {}
     at = 0
-    for name in sorted(kinds, key=lambda name: (-kinds[name].dtype.itemsize, name)):
+    for name in sorted(kinds, key=lambda name: (ORDER.index(CODES[kinds[name].dtype]), name)):
         kind = kinds[name]
         header[name] = {
             "dtype": CODES[kind.dtype],

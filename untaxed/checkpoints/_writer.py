@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ._claim import check_free, check_room
-from ._finite import finite
 from ._layout import INDEX, SHARD_BYTES, index, layout
 from ._save import appearing
 from ._source import Kind
@@ -149,13 +149,14 @@ class ShardedWriter:
 
 
 def _cast(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    part = values.to(dtype).contiguous()
-    if not values.is_floating_point() or values.dtype == dtype or torch.finfo(dtype).max > 1e38:
-        return part
-    if not finite(part) and finite(values):
+    """In the dtype that is written; finite numbers beyond it would become infinite, or its largest number, unsaid."""
+    if values.is_floating_point() and values.dtype != dtype and values.numel():
         most = torch.finfo(dtype).max
-        raise CheckpointError(f"{name!r} holds a number beyond {dtype}'s largest, {most:g}; write bfloat16 or float32")
-    return part
+        if most < 1e38 and most < max(-values.min(), values.max()) < math.inf:
+            raise CheckpointError(
+                f"{name!r} holds a number beyond {dtype}'s largest, {most:g}; write bfloat16 or float32"
+            )
+    return values.to(dtype).contiguous()
 
 
 def _write_at(handle: int, data: memoryview, at: int) -> None:
