@@ -174,3 +174,34 @@ def test_fingerprint_follows_the_content_and_not_the_place(tiny_initial: Path, m
     content[-1] ^= 1
     (model_dir / "model.safetensors").write_bytes(content)
     assert fingerprint(model_dir) != fingerprint(tiny_initial)
+
+
+def test_a_tensor_in_two_shards_or_in_another_than_the_index_says(model_dir: Path) -> None:
+    first, second = shard(model_dir)
+    name = next(iter(load_file(first)))
+    edit(model_dir / "model.safetensors.index.json", lambda index: index["weight_map"].update({name: second.name}))
+    with pytest.raises(CheckpointError, match=rf"says that '{name}' is in {second.name}, and it is in {first.name}"):
+        check_model_dir(model_dir)
+    save_file({**load_file(second), name: load_file(first)[name]}, second)
+    with pytest.raises(CheckpointError, match=rf"holds '{name}' twice, in {first.name} and in {second.name}"):
+        check_model_dir(model_dir)
+    edit(model_dir / "model.safetensors.index.json", lambda index: index.update(weight_map={}))
+    with pytest.raises(CheckpointError, match="is damaged: it names no file"):
+        check_model_dir(model_dir)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"shape": [-1, -4], "data_offsets": [0, 16]},
+        {"shape": [4.0], "data_offsets": [0, 16]},
+        {"shape": [4], "data_offsets": [0.0, 16.0]},
+        {"shape": [True, 4], "data_offsets": [0, 16]},
+        {"shape": [-4], "data_offsets": [0, -16]},
+    ],
+)
+def test_numbers_of_a_header_that_are_none_are_refused(model_dir: Path, entry: dict) -> None:
+    text = json.dumps({"w": {"dtype": "F32", **entry}}).encode()
+    (model_dir / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
+    with pytest.raises(CheckpointError, match="shape or place of tensor 'w' is not made of whole numbers"):
+        check_model_dir(model_dir)

@@ -123,7 +123,7 @@ def _add(
     transposed = embedding or _transposed(base, adapter, module, full)
     if up[1] != down[0] or kind.shape != (full[::-1] if transposed else full):
         raise _unfit(
-            adapter, base, f"the factors of {module!r} have shapes {up} and {down} and {target!r} {kind.shape}"
+            adapter, base, f"the factors of {module!r} have shapes {up} and {down} and {target!r} has {kind.shape}"
         )
     parts.kinds[target] = kind
     parts.factors[target] = Factors(sides["B"], sides["A"], _scaling(adapter, module, sides["A"]), transposed)
