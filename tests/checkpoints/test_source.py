@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import gc
 import os
 import threading
@@ -13,7 +14,7 @@ import pytest
 import torch
 from made import EMBED, HEAD, MIXED, NORM, directory
 
-from untaxed.checkpoints import _hub, open_source
+from untaxed.checkpoints import _hub, _parents, _writer, open_source
 from untaxed.errors import CheckpointError
 
 
@@ -146,6 +147,32 @@ def test_a_hub_id_is_downloaded_without_what_is_not_needed(tmp_path: Path, monke
     assert asked[0][:2] == ["owner/name", "v1.0"]
     assert not any("safetensors" in pattern for pattern in asked[0])
     assert asked[1][2:] == ["model-0.safetensors", "model-1.safetensors", "model-2.safetensors"]
+
+
+def test_the_hubs_cache_is_read_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub").constants
+    cached = tmp_path / "models--owner--name"
+    snapshot = directory(cached / "snapshots" / ("0" * 40), MIXED, 3)
+    blobs = cached / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate(sorted(snapshot.iterdir())):  # the cache has links
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    source = open_source("owner/name")
+    assert source.path == snapshot
+    assert source.block("single").equal(MIXED["single"].view(-1))
+    with pytest.raises(CheckpointError, match="the hub does not give it"):
+        open_source("owner/name@other")
+
+
+def test_examples_run() -> None:
+    for module in (_writer, _parents):
+        failed, tried = doctest.testmod(module)
+        assert tried
+        assert not failed
 
 
 def test_a_hub_that_does_not_give_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,11 @@ def remove_leftovers(path: Path, own: Path) -> None:
             continue
         handle = lock(other)
         if handle is None:
-            raise StoreError(f"cannot write {path}: another process is writing it; wait for it or give another place")
+            raise in_use(path)
         shutil.rmtree(other, ignore_errors=True)
         os.close(handle)
+
+
+def in_use(path: Path) -> StoreError:
+    """The error for a place that somebody else is writing."""
+    return StoreError(f"cannot write {path}: another process is writing it; wait for it or give another place")

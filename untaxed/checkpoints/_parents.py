@@ -59,8 +59,9 @@ def fit(parents: Sequence[Source], *, leader: int = 0, layers: bool = True) -> F
     lead = parents[leader]
     notes: list[str] = []
     for parent in parents:
-        notes += [note for note in check_alike(parent, lead) if parent is not lead]
-        notes += check_rows(parent, lead) if parent is not lead else []
+        notes += check_alike(parent, lead)
+        if parent is not lead:
+            notes += check_rows(parent, lead)
     names = _names(parents, lead) if layers else list(lead.kinds)
     theirs = {name for name in lead.kinds if name.endswith(CALCULATED)}
     fitted = [FittedSource(parent, lead, _kinds(parent, lead, names if layers else None), theirs) for parent in parents]

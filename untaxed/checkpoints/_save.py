@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import StoreError
 from ._bars import no_bars
-from ._claim import HIDDEN, lock, remove_leftovers
+from ._claim import HIDDEN, in_use, lock, remove_leftovers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,6 +57,8 @@ def appearing(path: Path, *, alone: bool = False) -> Iterator[Path]:
         handle = lock(hidden)  # so that others see whether it is written to or left over
     try:
         with _as_store_error(path):
+            if alone and handle is None:  # another process takes it for left over
+                raise in_use(path)
             if alone:
                 remove_leftovers(path, hidden)
             yield hidden
