@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from made import directory
-from safetensors.torch import save_file
+from made import by_hand, directory
 from tiny import build_model_dir
 from torch import Tensor, nn
 
 from untaxed.checkpoints import Source, load_model, open_source
 from untaxed.errors import CheckpointError
 
-ADAPTER = "adapter_model.safetensors"
 peft = pytest.importorskip("peft")
 
 
@@ -108,13 +105,6 @@ def test_tiles_of_wide_and_narrow_tensors_meet(tmp_path: Path) -> None:
         torch.testing.assert_close(source.block("m.weight").view(rows, columns), expected)
         middle = rows * columns // 2
         assert source.block("m.weight", middle - 3, middle + 3).equal(source.block("m.weight")[middle - 3 : middle + 3])
-
-
-def by_hand(path: Path, tensors: dict[str, Tensor], **config: object) -> Path:
-    path.mkdir(parents=True)
-    save_file({f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}, path / ADAPTER)
-    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}))
-    return path
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_what_does_not_fit_onto_the_disk_is_refused_first(tmp_path: Path, monkey
     usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
     monkeypatch.setattr(_claim.shutil, "disk_usage", lambda _: usage)
     with (
-        pytest.raises(StoreError, match=r"it needs 4\.00 GB and 0\.00 GB are free"),
+        pytest.raises(StoreError, match=r"it needs 4,000\.0 MB and 1\.0 MB are free"),
         ShardedWriter(tmp_path / "model", {"w": (torch.float32, (10**9,))}),
     ):
         pytest.fail("opened")

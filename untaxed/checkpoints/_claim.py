@@ -40,7 +40,7 @@ def check_room(path: Path, nbytes: int) -> None:
     free = shutil.disk_usage(place).free
     if free < nbytes:
         raise StoreError(
-            f"cannot write {path}: it needs {nbytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; free some"
+            f"cannot write {path}: it needs {nbytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free; free some"
         )
 
 
