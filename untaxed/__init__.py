@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .callbacks import WARPAnchor as WARPAnchor
     from .callbacks import WeightAverage as WeightAverage
     from .merging import average as average
+    from .merging import merge as merge
     from .optim import MoFO as MoFO
     from .optim import OnDARE as OnDARE
     from .optim import OnDAREAdamW as OnDAREAdamW
@@ -68,6 +69,7 @@ _HOMES = {
     "attach": ".training",
     "average": ".merging",
     "load_results": ".studies",
+    "merge": ".merging",
     "run_study": ".studies",
     "sft_delta": ".optim",
 }
@@ -98,6 +100,7 @@ __all__ = [
     "attach",
     "average",
     "load_results",
+    "merge",
     "run_study",
     "sft_delta",
 ]

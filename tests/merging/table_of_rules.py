@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from untaxed.merging import (
+    AverageRule,
     DareRule,
     LinearRule,
     ModelStockRule,
@@ -20,6 +21,7 @@ from untaxed.merging import (
 
 HALVES, THREE = (0.5, 0.5), (1.0, 0.5, 2.0)
 RULES: dict[str, tuple[Rule, int]] = {
+    "average": (AverageRule(0.3), 1),
     "linear": (LinearRule(THREE), 3),
     "linear of one": (LinearRule((2.0,)), 1),
     "extrapolating": (LinearRule((1.3, -0.3)), 2),

@@ -8,6 +8,7 @@ import yaml
 from tiny_parents import Parent, named
 
 from untaxed.errors import SpecError
+from untaxed.merging._average import AverageRule
 from untaxed.merging._dare import DareRule
 from untaxed.merging._linear import LinearRule
 from untaxed.merging._model_stock import ModelStockRule
@@ -247,7 +248,7 @@ RULES = {
     "ties": ("weight: 2, density: 0.5, lambda: 3, seed: 7", TiesRule((2,), (0.5,), True, 3, 7)),
     "dare_linear": ("weight: 2, density: 0.5", DareRule((2,), (0.5,), "sum", "l1")),
     "dare_ties": ("weight: 2, rescale: inverse, seed: 3", DareRule((2,), (1.0,), "sign", "inverse", seed=3)),
-    "averaging": ("initial_share: 0.2", LinearRule((0.2, 0.8), normalize=False)),
+    "averaging": ("initial_share: 0.2", AverageRule(0.2)),
     "extrapolation": ("initial_share: -0.3", TaskArithmeticRule((1.3,))),
     "warp": ("initial_share: 0.6", WarpRule((1.0,), 0.6)),
 }

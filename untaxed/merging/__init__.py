@@ -1,10 +1,13 @@
 """Methods that act after training: pure functions from weights to weights."""
 
+from ._average import AverageRule as AverageRule
 from ._average import Averaging as Averaging
 from ._average import average as average
 from ._dare import DARE as DARE
 from ._dare import DareRule as DareRule
 from ._dare import dare as dare
+from ._engine import merge as merge
+from ._engine import run as run
 from ._extrapolation import Extrapolation as Extrapolation
 from ._extrapolation import extrapolate as extrapolate
 from ._linear import LinearRule as LinearRule
@@ -12,6 +15,8 @@ from ._linear import linear as linear
 from ._model_stock import ModelStockRule as ModelStockRule
 from ._model_stock import model_stock as model_stock
 from ._output_config import output_config as output_config
+from ._plan import Plan as Plan
+from ._plan import make_plan as make_plan
 from ._recipe import Recipe as Recipe
 from ._recipe import parse_recipe as parse_recipe
 from ._recipe import read_recipe as read_recipe

@@ -55,6 +55,14 @@ class DareRule(Rule):
         if self.normalize and self.consensus == "sum":
             shares(self.weights)
 
+    @property
+    def passes(self) -> int:
+        return 2 if self._surveyed else 1
+
+    @property
+    def _surveyed(self) -> bool:
+        return self.rescale == "l1" and min(self.densities) < 1
+
     def check(self, models: int) -> None:
         super().check(models)
         self._check(models)
@@ -66,7 +74,7 @@ class DareRule(Rule):
             check_density(density)
 
     def survey(self, total: int, *, name: str = "") -> Magnitudes | None:
-        return Magnitudes(self, name) if self.rescale == "l1" and min(self.densities) < 1 else None
+        return Magnitudes(self, name) if self._surveyed else None
 
     def combine(
         self, models: Sequence[Tensor], base: Tensor | None, *, survey: Survey | None, name: str, offset: int

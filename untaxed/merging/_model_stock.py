@@ -33,6 +33,10 @@ class ModelStockRule(Rule):
         if models != self.models:
             raise ValueError(f"this rule is for {self.models} models, got {models}")
 
+    @property
+    def passes(self) -> int:
+        return 2
+
     def survey(self, total: int, *, name: str = "") -> Angles:
         return Angles(self.models, deltas=True)
 

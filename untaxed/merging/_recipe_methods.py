@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._average import AverageRule
 from ._dare import Consensus, DareRule
 from ._linear import LinearRule
 from ._model_stock import ModelStockRule
@@ -68,8 +69,7 @@ ROWS = (
     Row("model_stock", STOCK, lambda n: ModelStockRule(n.models), base="needed", least=2),
     # ours: base_model is the model that alignment started from
     Row(
-        "averaging", {"initial_share": SHARE},
-        lambda n: LinearRule((n["initial_share"], 1 - n["initial_share"]), normalize=False), base="first", most=1,
+        "averaging", {"initial_share": SHARE}, lambda n: AverageRule(n["initial_share"]), base="needed", most=1,
     ),
     Row(
         "extrapolation", {"initial_share": Parameter(required=True, most=0)},

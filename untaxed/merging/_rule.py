@@ -37,6 +37,11 @@ class Rule(ABC):
     needs_base: ClassVar[bool] = False
     least: ClassVar[int] = 1  # models, the base not counted
 
+    @property
+    def passes(self) -> int:
+        """How often the parents are read, the last time for the merge itself; at most, but for rare distributions."""
+        return 1
+
     def check(self, models: int) -> None:
         """Raises `ValueError` where the rule is not for so many models (the base does not count)."""
         if models < self.least:

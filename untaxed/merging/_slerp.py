@@ -33,6 +33,10 @@ class SlerpRule(Rule):
         super().check(models)
         check_shares(self.weights, models)
 
+    @property
+    def passes(self) -> int:
+        return 2
+
     def survey(self, total: int, *, name: str = "") -> Angles:
         return Angles(len(self.weights), deltas=False)
 

@@ -43,6 +43,10 @@ class TiesRule(Rule):
         self._check(len(self.weights))
         check_number("scale", self.scale)
 
+    @property
+    def passes(self) -> int:
+        return 4 if min(self.densities) < 1 else 1
+
     def check(self, models: int) -> None:
         super().check(models)
         self._check(models)

@@ -37,6 +37,10 @@ class WarpRule(Rule):
         super().check(models)
         check_shares(self.weights, models)
 
+    @property
+    def passes(self) -> int:
+        return 2
+
     def survey(self, total: int, *, name: str = "") -> Angles:
         return Angles(len(self.weights), deltas=True)
 
