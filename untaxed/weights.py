@@ -79,12 +79,12 @@ def copy_into(module: nn.Module, weights: Weights) -> None:
     """
     targets = _targets(module)
     given = {name: weights[name] for name in targets if name in weights}
-    owners = {_address(targets[name]): name for name in reversed(given)}  # the first name of each tensor
-    tied = {name: owners[_address(tensor)] for name, tensor in targets.items() if _address(tensor) in owners}
+    owners = {address(targets[name]): name for name in reversed(given)}  # the first name of each tensor
+    tied = {name: owners[address(tensor)] for name, tensor in targets.items() if address(tensor) in owners}
     covered = {**{name: weights[owner] for name, owner in tied.items()}, **weights}
     check_same(covered, targets, names=("the weights", "the module"))
     for name, value in given.items():
-        owner = owners[_address(targets[name])]
+        owner = owners[address(targets[name])]
         if owner != name and not torch.equal(value, weights[owner]):
             raise ValueError(f"{owner!r} and {name!r} are tied in the module and differ in weights")
         if owner == name:
@@ -106,10 +106,10 @@ def _targets(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
-def _address(tensor: Tensor) -> tuple[object, ...]:
-    """What two names of one tensor share; an empty tensor has no address of its own and nothing to copy."""
+def address(tensor: Tensor) -> tuple[object, ...]:
+    """What two names of one tensor share; an empty tensor, or one without storage, has no address of its own."""
     part = local(tensor)
-    return (part.data_ptr(), tuple(part.shape), part.dtype) if part.numel() else (id(tensor),)
+    return (part.data_ptr(), tuple(part.shape), part.dtype) if part.numel() and part.data_ptr() else (id(tensor),)
 
 
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
