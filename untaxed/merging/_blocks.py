@@ -222,10 +222,18 @@ def _title(group: Sequence[int]) -> str:
     return f"{'layer' if len(group) == 1 else 'layers'} {', '.join(parts)}"
 
 
+def _expression(name: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise UsageError(f"the expression of block {name!r} is none: {error}") from None
+
+
 def _by_pattern(blocks: Mapping[str, str], shapes: Iterable[str]) -> dict[str, str]:
     found: dict[str, list[str]] = {name: [] for name in blocks}
+    expressions = {name: _expression(name, pattern) for name, pattern in blocks.items()}
     for tensor in shapes:
-        holders = [name for name, pattern in blocks.items() if re.search(pattern, tensor)]
+        holders = [name for name, expression in expressions.items() if expression.search(tensor)]
         if len(holders) > 1:
             raise UsageError(f"the expressions of blocks {holders[0]!r} and {holders[1]!r} both match {tensor!r}")
         for name in holders:
@@ -244,6 +252,6 @@ def _block(
     layers: Mapping[str, int],
 ) -> Block:
     own = {owners[tensor] for tensor in tensors}
-    inside = {layers.get(tensor, _place(tensor)) for tensor in tensors} - {None}
+    inside = {layers.get(tensor, _place(tensor)) for tensor in own} - {None}
     parameters = sum(math.prod(shapes[tensor]) for tensor in own)
     return Block(name, tuple(tensors), max(1, len(inside)), max(1, parameters))

@@ -121,16 +121,23 @@ def measured(
         raise UsageError(f"rows_at_once must be at least 1, got {rows_at_once}")
     module = unwrapped(model)
     modes = {part: part.training for part in module.modules()}
+    pads = {part: part.padding_idx for part in module.modules() if isinstance(part, nn.Embedding)}
     with ExitStack() as stack:
         blend = stack.enter_context(blended(module, initial, aligned, partition))
         measure = Measure(blend, score, rest_share, rows_at_once)
         stack.enter_context(_gradients(module, blend, measure.sums, mean_moves=rest_share is None))
         module.eval()
+        for (
+            embedding
+        ) in pads:  # the padding token's row would get no gradient, also where the token is read as a text's
+            embedding.padding_idx = None
         try:
             yield measure
         finally:
             for part, training in modes.items():
                 part.training = training
+            for embedding, index in pads.items():
+                embedding.padding_idx = index
 
 
 @contextmanager
@@ -167,6 +174,7 @@ def _entries(partition: Partition, mean_moves: bool) -> dict[str, int]:
 
 
 def _adder(place: Place, entry: int, sums: Sums) -> Callable[[Tensor], None]:
+    @torch.no_grad()
     def add(parameter: Tensor) -> None:
         gradient = parameter.grad
         assert gradient is not None

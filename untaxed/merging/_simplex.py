@@ -59,6 +59,7 @@ def project(
     w = _normalised(weights, len(v))
     if (v == v[0]).all() and (w == w[0]).all():
         return np.full(len(v), float(share))
+    v = np.clip(v, -(LIMIT**9), LIMIT**9)  # else the next line could overflow
     v = np.clip(v - np.median(v / w) * w, -LIMIT, LIMIT)  # a shift along w changes nothing but the sizes
     return _settle(np.clip(v - _multiplier(v, w, share, low, high) * w, low, high), share, w, low, high)
 
