@@ -8,6 +8,11 @@ from ._dare import DareRule as DareRule
 from ._dare import dare as dare
 from ._extrapolation import Extrapolation as Extrapolation
 from ._extrapolation import extrapolate as extrapolate
+from ._goals import Evaluation as Evaluation
+from ._goals import Front as Front
+from ._goals import Goal as Goal
+from ._goals import LeastTax as LeastTax
+from ._goals import MostReward as MostReward
 from ._gradient import ratio_gradient as ratio_gradient
 from ._heterogeneous import Blend as Blend
 from ._heterogeneous import blended as blended
@@ -38,6 +43,8 @@ from ._samples import Tokens as Tokens
 from ._samples import best_by_reward as best_by_reward
 from ._samples import token_batches as token_batches
 from ._samples import token_nll as token_nll
+from ._search import Searched as Searched
+from ._search import search_ratios as search_ratios
 from ._simplex import project as project
 from ._slerp import SLERP as SLERP
 from ._slerp import SlerpRule as SlerpRule
