@@ -28,10 +28,9 @@ class Space:
         self.basis = np.eye(self.blocks) if share is None else np.linalg.svd(w[None])[2][1:].T  # (blocks, dimensions)
         self.dimensions = self.basis.shape[1]
         self.origin = np.full(self.blocks, 0.5 if share is None else share)
-        drawn = [self.encode(self.draw(np.random.default_rng(seed))) for seed in range(200)]
-        self.spread = (
-            float(np.std(drawn, axis=0).mean()) if self.dimensions else 0.0
-        )  # of a random point, by coordinate
+        self.single = self.dimensions == 0 or share in (0, 1)  # one point is all there is
+        drawn = [self.draw(np.random.default_rng(seed)) for seed in range(0 if self.single else 200)]
+        self.spread = float(np.std([self.encode(x) for x in drawn], axis=0).mean()) if drawn else 0.0  # by coordinate
 
     def decode(self, z: Array) -> Array:
         return self.nearest(self.origin + self.basis @ z)
@@ -80,9 +79,15 @@ class Chance:
 
 
 class CMAES:
-    """CMA-ES towards a goal with a limit: candidates are told by their rank, those beyond the limit last.
+    """CMA-ES, told candidates by their rank: those beyond the goal's limit last; for a front, two that take turns.
 
-    Ratios outside what is allowed are replaced by the nearest that are inside, and told as such.
+    A front's candidates are ranked by how much each would add to the area of all that was seen before its generation,
+    and where it adds nothing, by how far it lies behind. Ratios outside what is allowed are replaced by the nearest
+    inside, and told as such.
+
+    Source: Hansen and Ostermeier 2001, as implemented in `cmaes`; the ranks of a front after the uncrowded hypervolume
+    improvement of Toure et al. 2019, arXiv:1904.08823.
+    Differs: against all that was seen, not against the means of the other CMA-ES.
     """
 
     learns_from_all, looks_back = False, True
@@ -90,48 +95,25 @@ class CMAES:
     def __init__(self, space: Space, goal: Goal, seed: int) -> None:
         from cmaes import CMA
 
-        self.space, self.goal = space, goal
-        self.inner = CMA(mean=np.zeros(space.dimensions), sigma=space.spread, seed=seed)
+        self.space, self.goal, self.turn = space, goal, 0
+        starts = self._starts(seed) if isinstance(goal, Front) else [np.zeros(space.dimensions)]
+        self.inner = [CMA(mean=mean, sigma=space.spread, seed=seed + k) for k, mean in enumerate(starts)]
+
+    def _starts(self, seed: int) -> list[Array]:
+        """One near aligned and one near initial; where the mean is given, two at random."""
+        generator = np.random.default_rng(seed)
+        even = [np.full(self.space.blocks, share) for share in (0.25, 0.75)]
+        return [self.space.encode(x if self.space.share is None else self.space.draw(generator)) for x in even]
 
     def ask(self) -> list[Array]:
-        return [self.space.decode(self.inner.ask()) for _ in range(self.inner.population_size)]
+        inner = self.inner[self.turn]
+        return [self.space.decode(inner.ask()) for _ in range(inner.population_size)]
 
     def tell(self, ratios: list[Array], values: Array, seen: Array) -> None:
         order = self.goal.order(values, seen)
-        self.inner.tell([(self.space.encode(ratios[index]), float(rank)) for rank, index in enumerate(order)])
-
-
-class ManyCMAES:
-    """COMO-CMA-ES towards the front: a few CMA-ES, each of which seeks what the others' means do not dominate.
-
-    Source: Toure et al. 2019 (COMO-CMA-ES), arXiv:1904.08823, as implemented in `cmaes`.
-    """
-
-    KERNELS = 3
-    learns_from_all, looks_back = False, True
-
-    def __init__(self, space: Space, goal: Front, seed: int) -> None:
-        from cmaes import CatCMAwM, COMOCatCMAwM
-
-        self.space, self.goal, self.pending = space, goal, []  # type: ignore[var-annotated]
-        generator = np.random.default_rng(seed)
-        along = [np.full(space.blocks, (k + 0.5) / self.KERNELS) for k in range(self.KERNELS)]
-        means = along if space.share is None else [space.draw(generator) for _ in along]
-        box = [[-2.0, 2.0]] * space.dimensions
-        kernels = [
-            CatCMAwM(x_space=box, mean=space.encode(m), cov=np.eye(space.dimensions), sigma=space.spread) for m in means
-        ]
-        known = goal.reward_from is not None and goal.tax_to is not None
-        reference = [-goal.reward_from, goal.tax_to] if known else None  # type: ignore[operator]
-        self.inner = COMOCatCMAwM(x_space=box, kernels=kernels, reference_point=reference, seed=seed)
-
-    def ask(self) -> list[Array]:
-        self.pending = [self.inner.ask()]
-        return [self.space.decode(self.pending[0].x)]
-
-    def tell(self, ratios: list[Array], values: Array, seen: Array) -> None:
-        for solution, (reward, tax) in zip(self.pending, _filled(values, seen)):
-            self.inner.tell((solution, [-float(reward), float(tax)]))
+        told = [(self.space.encode(ratios[index]), float(rank)) for rank, index in enumerate(order)]
+        self.inner[self.turn].tell(told)
+        self.turn = (self.turn + 1) % len(self.inner)
 
 
 class Modelled:
@@ -169,10 +151,10 @@ class Modelled:
         self.values = np.concatenate([self.values, values])
 
     def _candidates(self) -> Array:
-        drawn = [self.space.draw(self.generator) for _ in range(60)]
-        around = self._best()[self.generator.integers(len(self._best()), size=600)]
-        sizes = self.generator.choice([0.03, 0.1, 0.3], size=(600, 1)) * self.space.spread
-        steps = sizes * self.generator.standard_normal((600, self.space.dimensions))
+        drawn = [self.space.draw(self.generator) for _ in range(30)]
+        around = self._best()[self.generator.integers(len(self._best()), size=300)]
+        sizes = self.generator.choice([0.03, 0.1, 0.3], size=(300, 1)) * self.space.spread
+        steps = sizes * self.generator.standard_normal((300, self.space.dimensions))
         return np.stack(drawn + [self.space.nearest(row) for row in around + steps @ self.space.basis.T])
 
     def _best(self) -> Array:
@@ -198,18 +180,10 @@ class Modelled:
         return predict
 
 
-def _filled(values: Array, seen: Array) -> Array:
-    """Values with the worst that was seen in place of what is undefined."""
-    known = np.concatenate([values, seen])
-    known = known[np.isfinite(known).all(axis=1)]
-    worst = np.array([known[:, 0].min(), known[:, 1].max()]) if len(known) else np.array([0.0, 1.0])
-    return np.where(np.isfinite(values).all(axis=1, keepdims=True), values, worst)
-
-
 def proposer(algorithm: Algorithm, space: Space, goal: Goal, seed: int) -> Proposer:
     made: dict[str, Callable[[], Any]] = {
         "model": lambda: Modelled(space, goal, seed),
-        "cmaes": lambda: ManyCMAES(space, goal, seed) if isinstance(goal, Front) else CMAES(space, goal, seed),
+        "cmaes": lambda: CMAES(space, goal, seed),
         "random": lambda: Chance(space, seed),
     }
     return made[algorithm]()

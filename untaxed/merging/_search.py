@@ -88,7 +88,7 @@ def search_ratios(
         initial_share: The mean that the ratios keep; None: none, and then averaging is searched with them.
         evaluations: How many ratios to evaluate in all.
         algorithm: ``model`` interpolates what was seen and needs fewest evaluations; ``cmaes`` is CMA-ES, for a front
-            COMO-CMA-ES; ``random`` is the control.
+            two of them; ``random`` is the control.
         seed: Of the proposals.
         common_seed: Of the random numbers that all candidates meet.
         log: A JSONL file that keeps every evaluation; it is gone on with if it exists.
@@ -106,7 +106,7 @@ def search_ratios(
     problem = {**partition.describe(), "common_seed": common_seed, "about": dict(about or {})}
     with opened(log, problem) as kept:
         run = _Run(evaluate, partition, kept, evaluations, common_seed, on_evaluation)
-        run.go(space, goal, proposer(algorithm, space, goal, seed) if space.dimensions else None)
+        run.go(space, goal, None if space.single else proposer(algorithm, space, goal, seed))
     return _searched(run, goal, len(space.even()))
 
 
