@@ -226,5 +226,5 @@ def test_ratios_that_do_not_fit_are_refused(ratios: dict[str, Any], message: str
 
 def test_a_model_without_storage_ties_nothing() -> None:
     with torch.device("meta"):
-        model = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(3)])
+        model = torch.nn.ModuleDict({"h": torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(3)])})
     assert partition(model, 3).names == ("layer 0", "layer 1", "layer 2")

@@ -79,7 +79,7 @@ def test_a_tensor_that_the_partition_lacks_is_named() -> None:
         heterogeneous_average(more, more, cut.equal(0.1), cut)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
 def test_in_place_is_the_same_and_the_model_gets_its_own_back(name: str, dtype: torch.dtype) -> None:
     initial, aligned = both(name, dtype)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError, nearest
 from ..weights import address
+from ._layers import Place, place
 from ._partition import AS_AVERAGE, Block, Partition, Policy, Role, Weighting
 
 Blocks = int | Sequence[Sequence[int]] | Mapping[str, str]
@@ -115,24 +116,20 @@ def _shapes(weights: nn.Module | Mapping[str, Any]) -> tuple[dict[str, tuple[int
     return {name: tuple(value.shape if isinstance(value, Tensor) else value) for name, value in values.items()}, owners
 
 
-def _place(name: str) -> tuple[str, int] | None:
-    """The outermost container with numbered members on the way to a tensor, and which member it lies in."""
-    found = re.search(r"(?:^|\.)(\d+)\.", name)
-    return (name[: found.start(1)].rstrip("."), int(found[1])) if found else None
-
-
 def _layers(shapes: Mapping[str, tuple[int, ...]], stack: str | None) -> dict[str, int]:
     """The layer of every tensor that lies in one."""
-    places = {name: place for name in shapes if (place := _place(name))}
+    places = {name: found for name in shapes if (found := place(name))}
+    stacks = {found.stack for found in places.values()}
     sizes: dict[str, int] = defaultdict(int)
-    for name, (container, _) in places.items():
-        sizes[_twin(container)] += math.prod(shapes[name])
-    if stack is not None and stack not in {container for container, _ in places.values()}:
-        raise UsageError(f"no layers stand in {stack!r}{nearest(stack, {c for c, _ in places.values()})}")
-    wanted = max(sizes, key=lambda container: sizes[container], default=None)
-    inside = [place for place in places.values() if (place[0] == stack if stack else _twin(place[0]) == wanted)]
-    order = {place: number for number, place in enumerate(sorted(set(inside), key=_encoder_first))}
-    return {name: order[place] for name, place in places.items() if place in order}
+    for name, found in places.items():
+        sizes[_twin(found.stack)] += math.prod(shapes[name])
+    if stack is not None and stack not in stacks:
+        raise UsageError(f"no layers stand in {stack!r}{nearest(stack, stacks)}")
+    largest = max(sizes, key=lambda twin: sizes[twin], default=None)
+    chosen = {name for name in stacks if (name == stack if stack else _twin(name) == largest)}
+    inside = {(found.stack, found.layer) for found in places.values() if found.stack in chosen}
+    order = {layer: number for number, layer in enumerate(sorted(inside, key=_encoder_first))}
+    return {n: order[found.stack, found.layer] for n, found in places.items() if found.stack in chosen}
 
 
 def _twin(container: str) -> str:
@@ -140,18 +137,19 @@ def _twin(container: str) -> str:
     return re.sub(r"(^|\.)(en|de)coder(?=\.|$)", r"\1coder", container)
 
 
-def _encoder_first(place: tuple[str, int]) -> tuple[bool, str, int]:
-    return ("encoder" not in place[0], *place)
+def _encoder_first(layer: tuple[str, int]) -> tuple[bool, str, int]:
+    return ("encoder" not in layer[0], *layer)
 
 
-def _within(name: str) -> str:
-    """A tensor's name within its layer."""
-    return re.split(r"(?:^|\.)\d+\.", name, maxsplit=1)[-1]
+def _inner(name: str, in_layer: bool = True) -> str:
+    """A tensor's name within its layer, or its name."""
+    found: Place | None = place(name) if in_layer else None
+    return found.inner if found else name
 
 
 def _role(name: str, shape: tuple[int, ...], layer: int | None) -> Role | None:
     """What a tensor is; None: a matrix within a layer."""
-    parts = (name if layer is None else _within(name)).split(".")
+    parts = _inner(name, layer is not None).split(".")
 
     def shows(kind: re.Pattern[str]) -> bool:
         return any(kind.search(part) for part in parts)
@@ -180,7 +178,7 @@ def _by_layer(blocks: int | Sequence[Sequence[int]], layers: Mapping[str, int], 
     halves = ("attention", "mlp")
     # Sorted by halves within each group, so that the blocks' order does not hang on the names' order.
     named = [
-        (name, of_layer[layer], halves[not MIXING.search(_within(name))]) for name, layer in _in_order(layers, groups)
+        (name, of_layer[layer], halves[not MIXING.search(_inner(name))]) for name, layer in _in_order(layers, groups)
     ]
     position = {_title(group): at for at, group in enumerate(groups)}
     return {name: f"{group} {half}" for name, group, half in sorted(named, key=lambda n: (position[n[1]], n[2]))}
@@ -252,6 +250,7 @@ def _block(
     layers: Mapping[str, int],
 ) -> Block:
     own = {owners[tensor] for tensor in tensors}
-    inside = {layers.get(tensor, _place(tensor)) for tensor in own} - {None}
+    found = {tensor: place(tensor) for tensor in own}
+    inside = {layers.get(tensor, at and (at.stack, at.layer)) for tensor, at in found.items()} - {None}
     parameters = sum(math.prod(shapes[tensor]) for tensor in own)
     return Block(name, tuple(tensors), max(1, len(inside)), max(1, parameters))

@@ -15,6 +15,8 @@ from ..weights import address, check_same
 from ._average import _average_one
 from ._partition import Partition
 
+DIRECT = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 @torch.no_grad()
 def heterogeneous_average(
@@ -96,9 +98,12 @@ class Blend:
 
 
 def _write_one(place: Place, share: float) -> None:
-    """`_average_one` into its place; where nothing is cast or moved, without a tensor in between."""
+    """`_average_one` into its place; where nothing is moved, without a tensor in between.
+
+    torch computes halves' lerp in float32 and rounds once, as `_average_one` does; a test holds both to the same bits.
+    """
     target, ends = place.target, (place.aligned, place.initial)
-    plain = target.dtype in (torch.float32, torch.float64) and 0 < share < 1
+    plain = target.dtype in DIRECT and 0 < share < 1
     if plain and all((end.dtype, end.device) == (target.dtype, target.device) for end in ends):
         torch.lerp(*ends, share, out=target)
     else:
