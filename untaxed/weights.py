@@ -107,9 +107,9 @@ def _targets(module: nn.Module) -> dict[str, Tensor]:
 
 
 def address(tensor: Tensor) -> tuple[object, ...]:
-    """What two names of one tensor share; an empty tensor has no address of its own and nothing to copy."""
+    """What two names of one tensor share; an empty tensor, or one without storage, has no address of its own."""
     part = local(tensor)
-    return (part.data_ptr(), tuple(part.shape), part.dtype) if part.numel() else (id(tensor),)
+    return (part.data_ptr(), tuple(part.shape), part.dtype) if part.numel() and part.data_ptr() else (id(tensor),)
 
 
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
