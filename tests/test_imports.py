@@ -22,6 +22,7 @@ LAYERS = [
     "method",
     "counter",
     "largest",
+    "freed",
     "sparsify",
     "consensus",
     "weights",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import ShardedWriter, Source, carry_files, open_source
+from ..freed import give_back, keep_freed
 from ._card import card
 from ._plan import Plan, make_plan
 from ._recipe import Recipe
@@ -78,9 +79,11 @@ class _Stopped(Exception):
 def _work(plan: Plan, writer: ShardedWriter, progress: Progress) -> None:
     """Every tensor by one thread, the largest first, so that none is left alone with one at the end."""
     stop, threads = threading.Event(), torch.get_num_threads()
+    keep_freed()
     # a thread of torch's for each of ours: theirs would wait for each other at every one of many short operations
     pool = ThreadPoolExecutor(plan.workers, "untaxed-merge", initializer=lambda: torch.set_num_threads(1))
     with ExitStack() as stack:
+        stack.callback(give_back)
         stack.callback(torch.set_num_threads, threads)
         stack.callback(pool.shutdown, cancel_futures=True)
         stack.callback(stop.set)

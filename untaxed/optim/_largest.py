@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import mmap
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..freed import give_back
 from ..sparsify import kept_count
 from ._adam import proposed_update, update_moments
 from ._fast import broken, table_of
@@ -103,12 +103,6 @@ class _Scratch:
         starts = (pieces[what] - self._words.ctypes.data) // 4
         parts = [self._words[a : a + n] for a, n in zip(starts.astype(np.int64), pieces["between"])]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
-
-
-def give_back() -> None:
-    """Makes malloc return what it keeps to the system, where that can be asked for (glibc)."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _found(kernel: Kernel, table: np.ndarray, number: int, own: np.ndarray, item: Item, count: int) -> int:
