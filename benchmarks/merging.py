@@ -2,10 +2,10 @@
 
     python benchmarks/merging.py [--folder DIR] [--runs N] [--skip-mergekit]
 
-Each case is a process of its own, both libraries in turn; its time is until the files are on the disk (`sync`). Beside it
-stands what the call alone took, without starting Python and importing torch (about a second, whatever the models' size).
-Memory is the highest anonymous resident set that was seen, sampled every 20 ms. Throughput, of the call, counts bytes
-of the parents, once, plus bytes written.
+Each case is a process of its own, both libraries in turn; its time is until the files are on the disk (`sync`). Beside
+it stands what the call alone took, without starting Python and importing torch (some seconds, whatever the models'
+size). Memory is the highest anonymous resident set that was seen, sampled every 20 ms. Throughput, of the call, counts
+bytes of the parents, once, plus bytes written.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def measured(command: list[str]) -> tuple[float, float, float]:
-    """Seconds of a process and of the call that it made, its highest anonymous memory in GB; the disk is synchronised."""
+    """Seconds of a process and of its call, its highest anonymous memory in GB; the disk is synchronised."""
     os.sync()
     start, most = time.perf_counter(), 0
     with tempfile.TemporaryFile() as errors:
