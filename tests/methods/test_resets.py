@@ -357,3 +357,66 @@ def test_the_average_beside_a_policy_changes_nothing() -> None:
         average.step()
     assert same(training.weights(), plain.weights())
     assert same(live.variant(), average.tensors())  # type: ignore[attr-defined]
+
+
+# --- value heads ---------------------------------------------------------------------------------------------------
+
+
+class WithValueHead(nn.Module):
+    """As TRL's policies with a critic: a language model and a `v_head` of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Linear(2, 2)
+        self.v_head = nn.Sequential(nn.Linear(2, 1))
+
+
+ROWS: list[tuple[str, dict[str, Any]]] = [
+    ("elastic_reset", {"decay": 1.0, "reset_every": 1}),
+    ("reset_to_initial", {"reset_every": 1}),
+    ("reset_to_average", {"decay": 1.0, "reset_every": 1}),
+    ("drift_triggered_reset", {"decay": 1.0, "forward_kl": 0.1}),
+    ("ema", {"decay": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), ROWS, ids=[name for name, _ in ROWS])
+def test_a_value_head_is_left_alone_unless_nothing_is(name: str, settings: dict[str, Any]) -> None:
+    host = Host(drift=lambda: {"step": 1, "forward_kl": 1.0})
+    for given, left in (
+        ({}, {"v_head.0.weight", "v_head.0.bias"}),
+        ({"exclude": None}, set()),
+        ({"exclude": ["model.bias"]}, {"v_head.0.weight", "v_head.0.bias", "model.bias"}),
+    ):
+        model = WithValueHead()
+        live = methods.build(name, {**settings, **given}).between(model, host)
+        assert set(live.state_dict()["average"] or live.state_dict()["initial"]) == {*trainable(model)} - left
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1.0)
+        moved = {key: tensor.clone() for key, tensor in trainable(model).items()}
+        if live.step():
+            assert {key for key, tensor in trainable(model).items() if torch.equal(tensor, moved[key])} == left
+
+
+def test_settings_that_came_later_leave_the_keys_of_runs_alone() -> None:
+    assert methods.build("elastic_reset", {"decay": 0.5, "reset_every": 2}).settings() == {
+        "decay": 0.5, "reset_every": 2, "update_every": 1,
+    }  # fmt: skip
+    assert methods.build("reset_to_initial", {"reset_every": 2}).settings() == {
+        "reset_every": 2, "moments": "kept", "exclude": [],
+    }  # fmt: skip
+    assert methods.build("reset_to_average", {"decay": 0.5, "reset_every": 2}).settings() == {
+        "decay": 0.5, "reset_every": 2, "update_every": 1,
+    }  # fmt: skip
+    assert methods.build("drift_triggered_reset", {"decay": 0.5, "forward_kl": 0.1}).settings() == {
+        "forward_kl": 0.1, "decay": 0.5, "update_every": 1,
+    }  # fmt: skip
+    assert methods.build("ema", {"decay": 0.5}).settings() == {
+        "decay": 0.5, "half_life": None, "update_every": 1, "warm_up": 0, "bias_correction": False,
+    }  # fmt: skip
+    for name, settings in ROWS:
+        for exclude in (None, ["a.*"]):
+            row = methods.build(name, {**settings, "exclude": exclude})
+            assert row.settings()["exclude"] == exclude
+            assert methods.build(name, row.settings()) == row

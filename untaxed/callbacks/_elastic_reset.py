@@ -20,6 +20,7 @@ from ._cycle import Cycle
 from ._followed import followed, overwrite, snapshot_of
 from ._guards import limits
 from ._moments import RULES, Moments, MomentsRule
+from ._settings import check_flag, check_patterns, settings_of
 from ._state import COUNT, TENSORS, check_state
 
 STATE = {
@@ -255,7 +256,8 @@ class ElasticReset(Method):
         skip_first: False: a first reset comes after the first update already, as in the authors' IMDB code.
         reset_when: Measures of the drift meter and values above which the policy is reset, clock or no clock.
         moments: The optimizer's moments at a reset: "kept", "cleared", or "averaged" as the weights are.
-        exclude: Shell patterns of parameters that are neither averaged nor reset (a value head: ``"v_head.*"``).
+        exclude: Shell patterns of parameters that are neither averaged nor reset; a value head never is, unless this is
+            None: then nothing is left out.
         reference: What the KL term holds the policy to: the "initial" model, the "average", or "none" (rloo, grpo).
         kl_target: Beta follows this KL (rloo, grpo), see `AdaptiveBeta`.
         device: "cpu" keeps average and initial weights in the host's memory; None: where the policy is.
@@ -281,7 +283,7 @@ class ElasticReset(Method):
     skip_first: bool = True
     reset_when: dict[str, float] | None = field(default=None, hash=False)
     moments: MomentsRule = "kept"
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] | None = ()
     reference: Literal["initial", "average", "none"] = "initial"
     kl_target: float | None = None
     device: Literal["cpu"] | None = None
@@ -294,15 +296,13 @@ class ElasticReset(Method):
             check_steps("update_every", self.update_every)
         self._check_clock()
         self._check_choices()
+        for name in ("reset_average", "skip_first"):
+            check_flag(name, getattr(self, name))
+        check_patterns("exclude", self.exclude)
 
     def settings(self) -> dict[str, Any]:
         """The first three always, the others where they are not at their defaults."""
-        chosen = {
-            field.name: getattr(self, field.name)
-            for number, field in enumerate(dataclasses.fields(self))
-            if number < 3 or getattr(self, field.name) != field.default
-        }
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()}
+        return settings_of(self, hidden=[field.name for field in dataclasses.fields(self)[3:]])
 
     def tell(self) -> str:
         """The share of a cycle's displacement that a steadily drifting policy keeps at its first reset."""

@@ -26,7 +26,7 @@ class Moments:
         decay: Of the average of the moments that a reset writes back; None: a reset clears them.
     """
 
-    def __init__(self, optimizer: Any, model: nn.Module, exclude: Sequence[str], decay: float | None) -> None:
+    def __init__(self, optimizer: Any, model: nn.Module, exclude: Sequence[str] | None, decay: float | None) -> None:
         if optimizer is None:
             raise Unsupported("what becomes of the moments needs the optimizer: give host=Host(optimizer=…)")
         self._optimizer, self._model, self._exclude, self._decay = optimizer, model, exclude, decay
