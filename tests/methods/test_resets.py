@@ -12,8 +12,9 @@ from torch import nn
 from untaxed import methods
 from untaxed.callbacks import EMA, ElasticReset, ElasticResetState, WeightAverage
 from untaxed.callbacks._cycle import Cycle
-from untaxed.errors import Unsupported
+from untaxed.errors import StoreError, Unsupported
 from untaxed.method import Context, Host, Setting
+from untaxed.optim import OnDAREAdamW, Pipeline
 from untaxed.weights import same, snapshot, trainable
 
 STEPS = 13
@@ -420,3 +421,132 @@ def test_settings_that_came_later_leave_the_keys_of_runs_alone() -> None:
             row = methods.build(name, {**settings, "exclude": exclude})
             assert row.settings()["exclude"] == exclude
             assert methods.build(name, row.settings()) == row
+
+
+# --- moments --------------------------------------------------------------------------------------------------------
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+
+
+def take_step(model: nn.Module, optimizer: Any, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+
+
+def hf_adafactor(parameters: Any) -> Any:
+    from transformers.optimization import Adafactor
+
+    return Adafactor(list(parameters), lr=0.01, relative_step=False, scale_parameter=False)
+
+
+def merged(parameters: Any) -> Any:
+    named = [(f"p{number}", parameter) for number, parameter in enumerate(parameters)]
+    return OnDAREAdamW(named, lr=0.01, merge_weight=0.0, density=1.0)
+
+
+OPTIMIZERS: dict[str, Any] = {
+    "AdamW": torch.optim.AdamW,
+    "AMSGrad": lambda parameters: torch.optim.Adam(parameters, amsgrad=True),
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "RMSprop": torch.optim.RMSprop,
+    "NAdam": torch.optim.NAdam,
+    "RAdam": torch.optim.RAdam,
+    "Adamax": torch.optim.Adamax,
+    "Adadelta": torch.optim.Adadelta,
+    "ASGD": torch.optim.ASGD,
+    "Rprop": torch.optim.Rprop,
+    "Adafactor": torch.optim.Adafactor,
+    "transformers' Adafactor": hf_adafactor,
+    "OnDAREAdamW": merged,
+    "Pipeline": lambda parameters: Pipeline(torch.optim.AdamW(enumerate_names(parameters)), update=keep_update),
+}
+
+
+def enumerate_names(parameters: Any) -> list[tuple[str, nn.Parameter]]:
+    return [(f"p{number}", parameter) for number, parameter in enumerate(parameters)]
+
+
+def keep_update(update: torch.Tensor, old: torch.Tensor, entry: Any, state: Any) -> torch.Tensor:
+    return update
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_cleared_optimizer_goes_on_as_a_new_one(name: str) -> None:
+    model, fresh = two_layers(), two_layers()
+    optimizer, new = OPTIMIZERS[name](model.parameters()), OPTIMIZERS[name](fresh.parameters())
+    rule = ElasticReset(reset_every=2, target="initial", moments="cleared")
+    state = rule.between(model, Host(optimizer=optimizer))
+    for step in range(2):
+        take_step(model, optimizer, step)
+        state.step()
+    for step in (2, 3):  # the policy is initial again; Adafactor's row and NAdam's product must be, too
+        take_step(model, optimizer, step)
+        take_step(fresh, new, step)
+        assert same(trainable(model), trainable(fresh)), step
+
+
+def test_an_optimizer_that_makes_its_state_at_once_cannot_be_cleared() -> None:
+    model = two_layers()
+    rule = ElasticReset(reset_every=2, target="initial", moments="cleared")
+    with pytest.raises(Unsupported, match=r"Adagrad makes its state when it is built .* take moments 'kept' or"):
+        rule.between(model, Host(optimizer=torch.optim.Adagrad(model.parameters())))
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("NAdam", "mu_product"), ("Adafactor", "row_var"), ("transformers' Adafactor", "exp_avg_sq_row")]
+)
+def test_what_has_no_average_is_refused(name: str, what: str) -> None:
+    model = two_layers()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    rule = ElasticReset(decay=0.5, reset_every=2, moments="averaged")
+    state = rule.between(model, Host(optimizer=optimizer))
+    take_step(model, optimizer, 0)
+    with pytest.raises(Unsupported, match=f"keeps '{what}' of '0.weight', which does not lie as the parameter does"):
+        state.step()
+
+
+def test_averaged_moments_leave_the_weights_that_an_optimizer_keeps() -> None:
+    model = two_layers()
+    optimizer = OnDAREAdamW(model.named_parameters(), lr=0.01, merge_weight=0.0, density=1.0, merge_every=3)
+    state = ElasticReset(decay=0.5, reset_every=9, moments="averaged").between(model, Host(optimizer=optimizer))
+    take_step(model, optimizer, 0)
+    state.step()
+    assert any("at_merge" in one for one in optimizer.state.values())
+    assert {key.rpartition("/")[2] for key in state.state_dict()["moments"]} == {"exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize("settings", [{"reset_average": False}, {"average_reset_every": 4}])
+def test_the_moments_average_goes_on_where_that_of_the_weights_does(settings: dict[str, Any]) -> None:
+    training = Training()
+    rule = ElasticReset(decay=0.5, reset_every=2, moments="averaged", **settings)
+    state = rule.between(training.model, training.host)
+    for _ in range(2):
+        training.step()
+        state.step()
+    moments = state.state_dict()["moments"]
+    assert all(moments[f"0.weight/{key}"].any() for key in ("exp_avg", "exp_avg_sq"))
+    assert torch.equal(moments["0.weight/exp_avg"], training.optimizer.state[training.model[0].weight]["exp_avg"])
+    for _ in range(2):
+        training.step()
+        state.step()
+    assert state.state_dict()["moments"]["0.weight/exp_avg"].any() == ("reset_average" in settings)
+
+
+def test_saved_moments_of_another_shape_are_refused_and_nothing_taken_up() -> None:
+    training = Training()
+    state = ElasticReset(decay=0.5, reset_every=3, moments="averaged").between(training.model, training.host)
+    training.step()
+    state.step()
+    good = state.state_dict()
+    before = {key: tensor.clone() for key, tensor in good["moments"].items()}
+    changed = {key: torch.zeros_like(tensor) for key, tensor in good["average"].items()}
+    for bad in ({"0.weight/exp_avg": torch.zeros(2)}, {"5.weight/exp_avg": torch.zeros(2)}):
+        with pytest.raises(StoreError, match=r"the saved moments '\d\.weight/exp_avg' have the shape \(2,\)"):
+            state.load_state_dict({**good, "average": changed, "moments": bad})
+    assert same(state.state_dict()["moments"], before)
+    assert state.state_dict()["average"]["0.weight"].any()

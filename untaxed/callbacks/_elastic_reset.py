@@ -195,6 +195,8 @@ class ElasticResetState:
         """
         check_state(state, STATE, of="ElasticResetState")
         check_same(state["initial"], self._initial, names=("the saved state", "the model"))
+        if self._moments is not None:
+            self._moments.check(state["moments"])
         if self._average is not None:
             self._average.assign(state["average"])
         self._lent_wrongly = self._lent_wrongly and not same(self._initial, state["initial"])  # else a resume
@@ -211,10 +213,11 @@ class ElasticResetState:
         """The policy first, then the average: the other way around it would be a reset to the initial model."""
         target = self._initial if self._average is None else self._average.tensors()
         overwrite(followed(self._model, self._rule.exclude), target)
-        if self._moments is not None:
-            self._moments.reset()
         self._cycle.begin()
-        if self._average is not None and self._rule.resets_average_at(self._cycle.resets):
+        both = self._average is not None and self._rule.resets_average_at(self._cycle.resets)
+        if self._moments is not None:
+            self._moments.reset(afresh=both)
+        if self._average is not None and both:
             self._average.assign(self._initial)
             self._show_reference()
 
@@ -255,7 +258,8 @@ class ElasticReset(Method):
         lengthen: Each cycle is so many times as long as the one before.
         skip_first: False: a first reset comes after the first update already, as in the authors' IMDB code.
         reset_when: Measures of the drift meter and values above which the policy is reset, clock or no clock.
-        moments: The optimizer's moments at a reset: "kept", "cleared", or "averaged" as the weights are.
+        moments: The optimizer's moments at a reset: "kept"; "cleared", which drops all that it keeps of a parameter; or
+            "averaged" as the weights are, by an average that begins at 0 again where that of the weights does.
         exclude: Shell patterns of parameters that are neither averaged nor reset; a value head never is, unless this is
             None: then nothing is left out.
         reference: What the KL term holds the policy to: the "initial" model, the "average", or "none" (rloo, grpo).

@@ -17,7 +17,7 @@ VALUE_HEADS = frozenset({"v_head", "value_head", "value_model"})  # as TRL and i
 def followed(model: nn.Module, exclude: Sequence[str] | None = ()) -> dict[str, Tensor]:
     """The local part of every trainable parameter by name, without a value head and what a shell pattern excludes.
 
-    A value head estimates rewards, which a reset of the policy does not change; with `exclude` None nothing is left out.
+    A value head estimates rewards, which a reset of the policy does not change; `exclude` None leaves nothing out.
 
     Raises:
         ValueError: Nothing is left to follow, or a pattern meets no name.

@@ -47,7 +47,7 @@ class ResetToInitial(_Reset):
 
     Args:
         reset_every: Optimizer steps between resets.
-        moments: The optimizer's moments at a reset: "kept" or "cleared".
+        moments: The optimizer's moments at a reset: "kept", or "cleared" with all that it keeps of a parameter.
         exclude: Shell patterns of parameters that are not reset; a value head never is, unless this is None.
     """
 
