@@ -45,7 +45,7 @@ class Training:
         for parameter in self.model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=self.generator)
         self.optimizer.step()
-        self.readings = {"step": self.steps, "forward_kl": 0.2 * self.steps % 1.5}
+        self.readings = {"step": self.steps, "forward_kl": 0.2 * self.steps % 1.5, "entropy": 13.0 - self.steps}
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: tensor.clone() for name, tensor in trainable(self.model).items()}
@@ -70,6 +70,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"decay": 0.8, "reset_every": 2, "lengthen": 1.5},
     {"decay": 0.8, "reset_when": {"forward_kl": 0.7}},
     {"decay": 0.8, "reset_every": 6, "reset_when": {"forward_kl": 1.1}},
+    {"decay": 0.8, "reset_when": {"entropy": {"below": 7.0}}},
     {"decay": 0.8, "reset_every": 4, "moments": "cleared"},
     {"decay": 0.8, "reset_every": 4, "moments": "averaged"},
     {"decay": 0.8, "reset_every": 4, "exclude": ["1.*"]},
@@ -135,6 +136,10 @@ def test_a_resume_at_every_step_is_bit_identical(settings: dict[str, Any]) -> No
         ({"reset_every": 3, "lengthen": 1.5}, [3, 8]),  # 3, 4.5 rounded up, 6.75 rounded up
         ({"reset_when": {"forward_kl": 0.9}}, [5, 6, 7, 12, 13]),  # readings 1, 1.2, 1.4, then 0.1, ...
         ({"reset_every": 4, "reset_when": {"forward_kl": 0.9}}, [4, 5, 6, 7, 11, 12, 13]),
+        ({"reset_when": {"forward_kl": {"above": 0.9}}}, [5, 6, 7, 12, 13]),
+        ({"reset_when": {"entropy": {"below": 3.0}}}, [10, 11, 12, 13]),  # readings 12, 11, ...; at the limit, too
+        ({"reset_when": {"entropy": {"above": 12, "below": 1}}}, [1, 12, 13]),
+        ({"reset_when": {"distinct_2": {"below": 0.5}}}, []),  # not measured where no sample has two tokens
     ],
 )
 def test_when_it_resets(settings: dict[str, Any], resets: list[int]) -> None:
@@ -259,6 +264,9 @@ def test_the_reference_serves_as_snapshot_only_where_it_is_initial() -> None:
         ({"decay": 0.5, "reset_every": 2, "average_reset_every": 3}, "a multiple of reset_every"),
         ({"decay": 0.5, "reset_every": 2, "average_reset_every": 4, "lengthen": 2.0}, "on a steady clock alone"),
         ({"decay": 0.5, "reset_when": {"forward_kl": -1.0}}, "the limit above of forward_kl must be a number above 0"),
+        ({"decay": 0.5, "reset_every": 2, "reset_when": {}}, "limits are given by measure"),
+        ({"decay": 0.5, "reset_when": {"forward_kl": {}}}, "forward_kl has no limit; write"),
+        ({"decay": 0.5, "reset_when": {"entropy": 0.3}}, "entropy may leave its range on both sides"),
         ({"decay": 0.5, "reset_every": 2, "target": "first"}, "target must be one of average, initial"),
         ({"decay": 0.5, "reset_every": 2, "target": "initial"}, "decay needs an average"),
         ({"reset_every": 2, "target": "initial", "moments": "averaged"}, "moments needs an average"),

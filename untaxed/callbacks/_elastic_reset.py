@@ -257,7 +257,8 @@ class ElasticReset(Method):
             every reset.
         lengthen: Each cycle is so many times as long as the one before.
         skip_first: False: a first reset comes after the first update already, as in the authors' IMDB code.
-        reset_when: Measures of the drift meter and values above which the policy is reset, clock or no clock.
+        reset_when: Limits of the drift meter's measures at which the policy is reset, clock or no clock; written as a
+            guard's: ``{"forward_kl": 0.3}``, ``{"entropy": {"below": 0.1}}``.
         moments: The optimizer's moments at a reset: "kept"; "cleared", which drops all that it keeps of a parameter; or
             "averaged" as the weights are, by an average that begins at 0 again where that of the weights does.
         exclude: Shell patterns of parameters that are neither averaged nor reset; a value head never is, unless this is
@@ -285,7 +286,7 @@ class ElasticReset(Method):
     average_reset_every: int | None = None
     lengthen: float = 1.0
     skip_first: bool = True
-    reset_when: dict[str, float] | None = field(default=None, hash=False)
+    reset_when: dict[str, float | dict[str, float]] | None = field(default=None, hash=False)
     moments: MomentsRule = "kept"
     exclude: tuple[str, ...] | None = ()
     reference: Literal["initial", "average", "none"] = "initial"
@@ -350,6 +351,8 @@ class ElasticReset(Method):
 
     def _check_clock(self) -> None:
         every, unit = self.reset_every, self.update_every
+        if self.reset_when is not None:
+            limits(self.reset_when)
         if every is None and not self.reset_when:
             raise ValueError("reset_every is missing: give it, or reset_when")
         if every is not None:
@@ -363,8 +366,6 @@ class ElasticReset(Method):
                 raise ValueError("average_reset_every must be a multiple of reset_every, on a steady clock alone")
         if isinstance(self.lengthen, bool) or not 1 <= self.lengthen < math.inf:
             raise ValueError(f"lengthen must be at least 1, got {self.lengthen}")
-        if self.reset_when:
-            limits(self.reset_when)
 
     def _check_choices(self) -> None:
         for name, known in CHOICES.items():

@@ -64,6 +64,8 @@ def limits(when: Limits) -> tuple[Limit, ...]:
                     f'{measure} may leave its range on both sides; write {{"below": {value}}} or {{"above": {value}}}'
                 )
             value = {"above": value}
+        if not value:
+            raise ValueError(f'{measure} has no limit; write {{"above": …}}, {{"below": …}} or both')
         found += [_limit(measure, side, at) for side, at in value.items()]
     return tuple(found)
 

@@ -102,7 +102,7 @@ class DriftTriggeredReset(_Reset):
     """Elastic Reset when the drift meter says so, in place of a clock.
 
     Args:
-        forward_kl: Token-mean KL(initial, policy) in nats above which the policy is reset.
+        forward_kl: Token-mean KL(initial, policy) in nats from which the policy is reset.
         decay: Of the average, in [0, 1].
         update_every: Optimizer steps between updates of the average.
         exclude: Shell patterns of parameters that are not reset; a value head never is, unless this is None.
@@ -119,7 +119,7 @@ class DriftTriggeredReset(_Reset):
     exclude: tuple[str, ...] | None = ()
 
     @property
-    def reset_when(self) -> dict[str, float]:
+    def reset_when(self) -> dict[str, float | dict[str, float]]:
         """What the drift meter must measure, and the limit."""
         return {"forward_kl": self.forward_kl}
 
