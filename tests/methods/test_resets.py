@@ -173,6 +173,25 @@ def test_the_reset_average_is_the_old_one_and_then_initial() -> None:
     assert same(state.state_dict()["average"], initial)
 
 
+@pytest.mark.parametrize("skip_first", [True, False])
+def test_a_reset_that_is_asked_for_does_not_bring_that_of_the_average_nearer(skip_first: bool) -> None:
+    training = Training()
+    initial = snapshot(training.model)
+    rule = ElasticReset(decay=0.5, reset_every=4, average_reset_every=8, skip_first=skip_first)
+    state = ElasticResetState(training.model, rule)
+    fell_back = []
+    for step in range(1, 15):
+        training.step()
+        if step in (2, 3):
+            state.ask()
+        if state.step():
+            fell_back.append((step, same(state.state_dict()["average"], initial)))
+    asked = [(2, False), (3, False)]
+    assert fell_back == (
+        [*asked, (7, False), (11, True)] if skip_first else [(1, False), *asked, (7, True), (11, False)]
+    )
+
+
 def test_a_reset_to_initial_keeps_no_average_and_the_moments() -> None:
     training = Training()
     initial = snapshot(training.model)
@@ -239,6 +258,8 @@ def test_beta_follows_its_target_and_none_switches_it_off() -> None:
     assert training.numbers["beta"] == pytest.approx(1.02 * 0.99)
     ElasticResetState(training.model, decay=0.5, reset_every=9, reference="none", host=training.host)
     assert training.numbers["beta"] == 0
+    with pytest.raises(Unsupported, match="kl_target multiplies beta, and beta is 0, which stays 0; set beta above 0"):
+        ElasticResetState(training.model, decay=0.5, reset_every=9, kl_target=1.0, host=training.host)
 
 
 def test_the_reference_serves_as_snapshot_only_where_it_is_initial() -> None:

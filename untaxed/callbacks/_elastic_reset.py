@@ -29,6 +29,7 @@ STATE = {
     "moments": TENSORS,
     "steps_since_reset": COUNT,
     "resets": COUNT,
+    "average_steps": COUNT,
     "read_at": COUNT,
     "asked": COUNT,
 }
@@ -125,6 +126,8 @@ class ElasticResetState:
             reset_when=rule.reset_when,
             readings=host.drift,
         )
+        # since the average was last reset
+        self._average_steps = 0 if rule.skip_first or rule.reset_every is None else rule.reset_every - rule.update_every
         averaged = self._average.decay if self._average and rule.moments == "averaged" else None
         kept = rule.moments == "kept"
         self._moments = None if kept else Moments(host.optimizer, model, rule.exclude, averaged)
@@ -168,6 +171,7 @@ class ElasticResetState:
                 "snapshot 'reference' needs a reference that is the initial policy to the bit, in float32; take 'copy'"
             )
         self._cycle.advance()
+        self._average_steps += 1
         if self._adaptive is not None:
             self._adaptive.step()
         if self._average is not None and self._cycle.since % self._rule.update_every == 0:
@@ -183,6 +187,7 @@ class ElasticResetState:
             "initial": dict(self._initial),
             "moments": {} if self._moments is None else dict(self._moments.averages),
             "beta": None if self._adaptive is None else self._adaptive.beta,
+            "average_steps": self._average_steps,
             **self._cycle.state_dict(),
         }
 
@@ -202,6 +207,7 @@ class ElasticResetState:
         self._lent_wrongly = self._lent_wrongly and not same(self._initial, state["initial"])  # else a resume
         overwrite(self._initial, state["initial"])
         self._cycle.load_state_dict(state)
+        self._average_steps = state["average_steps"]
         if self._moments is not None:
             self._moments.load(state["moments"])
         if self._adaptive is not None and state.get("beta") is not None:
@@ -214,11 +220,12 @@ class ElasticResetState:
         target = self._initial if self._average is None else self._average.tensors()
         overwrite(followed(self._model, self._rule.exclude), target)
         self._cycle.begin()
-        both = self._average is not None and self._rule.resets_average_at(self._cycle.resets)
+        both = self._average is not None and self._rule.resets_average_after(self._average_steps)
         if self._moments is not None:
             self._moments.reset(afresh=both)
         if self._average is not None and both:
             self._average.assign(self._initial)
+            self._average_steps = 0
             self._show_reference()
 
     def _snapshot(self, host: Host) -> dict[str, Tensor]:
@@ -253,8 +260,8 @@ class ElasticReset(Method):
         half_life: In place of ``decay``, see `WeightAverage`.
         target: What the policy becomes: its "average", or "initial", for which no average is kept.
         reset_average: False: the average is never reset (the paper's control "reset to EMA").
-        average_reset_every: Optimizer steps between resets of the average, a multiple of ``reset_every``; None: at
-            every reset.
+        average_reset_every: Optimizer steps between resets of the average, a multiple of ``reset_every``: it falls back
+            at the first reset from there on (a short first cycle counts as a whole one). None: at every reset.
         lengthen: Each cycle is so many times as long as the one before.
         skip_first: False: a first reset comes after the first update already, as in the authors' IMDB code.
         reset_when: Limits of the drift meter's measures at which the policy is reset, clock or no clock; written as a
@@ -323,13 +330,9 @@ class ElasticReset(Method):
             f"{decay**updates:.1%} of the average is the initial model"
         )
 
-    def resets_average_at(self, number: int) -> bool:
-        """True when the average falls back, too, at the reset of this number, counted from 1."""
-        if not self.reset_average:
-            return False
-        if self.average_reset_every is None or self.reset_every is None:
-            return True
-        return number % (self.average_reset_every // self.reset_every) == 0
+    def resets_average_after(self, steps: int) -> bool:
+        """True when the average falls back, too, at a reset so many steps after it last did."""
+        return self.reset_average and steps >= (self.average_reset_every or 0)
 
     @property
     def writes_reference(self) -> bool:
