@@ -302,6 +302,19 @@ def test_bema_agrees_with_trls_callback_at_its_updates() -> None:
             close(ours.variant(), doubles(theirs.running_model))
 
 
+@pytest.mark.parametrize("reference", [None, "model", 3])
+def test_what_is_no_reference_is_refused(reference: Any) -> None:
+    with pytest.raises(ValueError, match="the reference must be a model, or a function that gives its tensors"):
+        SyncReferenceState(network(), reference)
+
+
+def test_a_reference_that_is_the_policy_is_refused() -> None:
+    policy = network()
+    for make in (SyncReferenceState, BEMAState):
+        with pytest.raises(Unsupported, match=r"the reference is the policy itself \('0\.weight'\); give a copy"):
+            make(policy, policy)
+
+
 def test_bemas_variant_has_the_parameters_names_and_dtypes() -> None:
     policy = network(torch.bfloat16)
     policy[2].requires_grad_(False)

@@ -108,6 +108,12 @@ def _check_values(method: Method, values: Mapping[str, Any]) -> None:
 def _check_adapter(method: Method, model: Any, *, sharded: bool) -> None:
     if OWN not in model.peft_config:
         raise Unsupported(f"the policy's adapter is called {', '.join(model.peft_config)}; name it {OWN!r}")
+    config = model.peft_config[OWN]
+    if getattr(config, "bias", "none") != "none" and REFERENCE not in model.peft_config:
+        raise Unsupported(
+            f"{method.name} keeps the reference as a second adapter, and PEFT has one alone where biases are trained; "
+            "train the adapter with bias='none'"
+        )
     if sharded and REFERENCE not in model.peft_config:
         raise Unsupported(
             f"{method.name} needs a second adapter, which must be there before FSDP2 shards the policy; give the "
