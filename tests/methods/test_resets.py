@@ -292,6 +292,14 @@ def test_the_reference_serves_as_snapshot_only_where_it_is_initial() -> None:
         ({"decay": 0.5, "reset_every": 2, "target": "initial"}, "decay needs an average"),
         ({"reset_every": 2, "target": "initial", "moments": "averaged"}, "moments needs an average"),
         ({"reset_every": 2, "target": "initial", "reference": "average"}, "reference needs an average"),
+        ({"decay": 0.5, "reset_every": 2, "lengthen": "2"}, "lengthen must be a finite number, got '2'"),
+        ({"decay": 0.5, "reset_every": 2, "lengthen": None}, "lengthen must be a finite number, got None"),
+        ({"decay": 0.5, "reset_every": 2, "kl_target": "a"}, "kl_target must be a finite number, got 'a'"),
+        ({"decay": 0.5, "reset_every": 2, "exclude": 5}, "exclude must be a list of shell patterns, such as"),
+        ({"decay": 0.5, "reset_every": 2, "exclude": [3]}, "exclude must be a list of shell patterns, such as"),
+        ({"decay": 0.5, "reset_every": 2, "exclude": "lm_head.*"}, "exclude must be a list of shell patterns"),
+        ({"decay": 0.5, "reset_every": 2, "skip_first": "false"}, "skip_first must be True or False, got 'false'"),
+        ({"decay": 0.5, "reset_every": 2, "reset_average": "no"}, "reset_average must be True or False, got 'no'"),
         ({"decay": 0.5, "reset_every": 2, "kl_target": 0.0}, "kl_target must be above 0"),
         ({"decay": 0.5, "reset_every": 2, "snapshot": "reference", "reference": "average"}, "stays initial"),
     ],
@@ -299,6 +307,31 @@ def test_the_reference_serves_as_snapshot_only_where_it_is_initial() -> None:
 def test_settings_that_say_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ElasticReset(**settings)
+
+
+def test_settings_come_in_one_way() -> None:
+    rule = ElasticReset(decay=0.5, reset_every=2)
+    for given, settings, message in (
+        (rule, {"decay": 0.1}, r"give the settings as one ElasticReset\(…\), or by name, got .* and decay"),
+        (0.9, {}, r"give the settings as one ElasticReset\(…\), or by name, got 0\.9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ElasticResetState(nn.Linear(1, 1), given, **settings)  # type: ignore[arg-type]
+    for make in (lambda model: ElasticResetState(model, rule), lambda model: WeightAverage(model, decay=0.5)):
+        with pytest.raises(ValueError, match=r"a model \(torch.nn.Module\) is needed, .* got \[1\]"):
+            make([1])
+    for settings in ({"exclude": "a.*"}, {"bias_correction": "no"}):
+        with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
+            EMA(decay=0.5, **settings)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
+            WeightAverage(nn.Linear(1, 1), decay=0.5, **settings)  # type: ignore[arg-type]
+
+
+def test_what_is_kept_is_said_of_a_whole_cycle() -> None:
+    rule = {"decay": 0.995, "reset_every": 17}
+    assert "4.4% of a cycle's displacement is kept at the first reset, and" in ElasticReset(**rule).tell()
+    told = ElasticReset(**rule, skip_first=False).tell()  # the reset after the first update keeps another share
+    assert "4.4% of a cycle's displacement is kept at the first reset of a whole cycle, and" in told
 
 
 def test_what_a_loop_must_show() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..method import ALONE, Between, Context, Host, Method, Site, check_fraction
+from ..method import ALONE, Between, Context, Host, Method, Site, check_fraction, check_number
 from ..weights import check_same, same
 from ._adaptive import AdaptiveBeta
 from ._average import WeightAverage, check_average, check_steps, decay_of
@@ -101,6 +100,9 @@ class ElasticResetState:
     def __init__(
         self, model: nn.Module, rule: ElasticReset | None = None, *, host: Host = ALONE, **settings: Any
     ) -> None:
+        if rule is not None and (settings or not isinstance(rule, ElasticReset)):
+            given = f"{rule!r} and {', '.join(settings)}" if settings else repr(rule)
+            raise ValueError(f"give the settings as one ElasticReset(…), or by name, got {given}")
         rule = ElasticReset(**settings) if rule is None else rule
         if rule.reset_when and host.drift is None:
             raise Unsupported("reset_when needs a drift meter beside it: attach(trainer, DriftMeter(…), …)")
@@ -306,11 +308,11 @@ class ElasticReset(Method):
             check_average(self.decay, self.half_life, self.update_every, device=self.device)
         else:
             check_steps("update_every", self.update_every)
-        self._check_clock()
-        self._check_choices()
         for name in ("reset_average", "skip_first"):
             check_flag(name, getattr(self, name))
         check_patterns("exclude", self.exclude)
+        self._check_clock()
+        self._check_choices()
 
     def settings(self) -> dict[str, Any]:
         """The first three always, the others where they are not at their defaults."""
@@ -326,7 +328,8 @@ class ElasticReset(Method):
         decay = decay_of(self.decay, self.half_life, self.update_every)
         return (
             f"n = {updates} updates a cycle, decay {decay:.6g}: n (1 - decay) = {updates * (1 - decay):.3g}; under "
-            f"steady drift {kept_share(decay, updates):.1%} of a cycle's displacement is kept at the first reset, and "
+            f"steady drift {kept_share(decay, updates):.1%} of a cycle's displacement is kept at the first reset"
+            f"{'' if self.skip_first else ' of a whole cycle'}, and "
             f"{decay**updates:.1%} of the average is the initial model"
         )
 
@@ -367,7 +370,8 @@ class ElasticReset(Method):
             check_steps("average_reset_every", longer)
             if every is None or longer % every or self.lengthen != 1 or self.reset_when or not self.reset_average:
                 raise ValueError("average_reset_every must be a multiple of reset_every, on a steady clock alone")
-        if isinstance(self.lengthen, bool) or not 1 <= self.lengthen < math.inf:
+        check_number("lengthen", self.lengthen)
+        if self.lengthen < 1:
             raise ValueError(f"lengthen must be at least 1, got {self.lengthen}")
 
     def _check_choices(self) -> None:
@@ -382,5 +386,7 @@ class ElasticReset(Method):
                 raise ValueError(f"{given[0]} needs an average, and with target 'initial' none is kept")
         if self.snapshot == "reference" and self.reference != "initial":
             raise ValueError("snapshot 'reference' needs a reference that stays initial")
-        if self.kl_target is not None and (not 0 < self.kl_target < math.inf or self.reference == "none"):
-            raise ValueError("kl_target must be above 0, and needs a KL term (reference must not be 'none')")
+        if self.kl_target is not None:
+            check_number("kl_target", self.kl_target)
+            if self.kl_target <= 0 or self.reference == "none":
+                raise ValueError("kl_target must be above 0, and needs a KL term (reference must not be 'none')")
