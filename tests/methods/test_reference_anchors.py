@@ -324,6 +324,17 @@ def test_bemas_variant_has_the_parameters_names_and_dtypes() -> None:
     assert policy[0].weight.any()
 
 
+def test_bemas_variant_is_a_copy_from_the_first_step_on() -> None:
+    policy, generator = network(), torch.Generator().manual_seed(1)
+    bema = BEMAState(policy, update_every=2, start_after=3)
+    move(policy, generator)
+    bema.step()
+    then, variant = values(policy), bema.variant()
+    assert same(variant, then)
+    move(policy, generator)
+    assert same(variant, then)
+
+
 def test_bema_follows_in_bfloat16() -> None:
     policy = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     nn.init.ones_(policy.weight)
