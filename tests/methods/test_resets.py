@@ -327,6 +327,17 @@ def test_settings_come_in_one_way() -> None:
             WeightAverage(nn.Linear(1, 1), decay=0.5, **settings)  # type: ignore[arg-type]
 
 
+def test_an_average_that_is_never_reset_needs_no_initial_weights() -> None:
+    model = nn.Linear(2, 1)
+    state = methods.build("reset_to_average", {"decay": 0.5, "reset_every": 2}).between(model)
+    saved = state.state_dict()
+    assert saved["initial"] == {}
+    state.load_state_dict({**saved, "initial": snapshot(model)})  # as earlier runs saved it
+    assert state.state_dict()["initial"] == {}
+    with pytest.raises(ValueError, match="says where the initial weights are kept; none are"):
+        ElasticReset(decay=0.5, reset_every=2, reset_average=False, snapshot="reference")
+
+
 def test_what_is_kept_is_said_of_a_whole_cycle() -> None:
     rule = {"decay": 0.995, "reset_every": 17}
     assert "4.4% of a cycle's displacement is kept at the first reset, and" in ElasticReset(**rule).tell()

@@ -77,7 +77,8 @@ class ElasticResetState:
 
     Schedules, reward models and frozen parameters are left alone, the optimizer's state too unless ``moments`` says
     otherwise, and parameters are written in place. Cost: two float32 copies of the trainable parameters (for LoRA: of
-    the adapters); one with ``target="initial"``, or where the KL term's reference serves as the snapshot.
+    the adapters); one with ``target="initial"`` or ``reset_average=False``, or where the KL term's reference is the
+    snapshot.
 
     Args:
         model: The policy at its initial weights; build this after sharding or moving it.
@@ -109,7 +110,7 @@ class ElasticResetState:
         self._rule = rule
         self._model = model
         self._lent_wrongly = False
-        self._initial = self._snapshot(host)
+        self._initial = self._snapshot(host) if rule.keeps_initial else {}
         self._average: WeightAverage | None = None
         if rule.target == "average":
             self._average = WeightAverage(
@@ -201,13 +202,15 @@ class ElasticResetState:
             ValueError: It is no saved state, or one of another model; nothing is taken up then.
         """
         check_state(state, STATE, of="ElasticResetState")
-        check_same(state["initial"], self._initial, names=("the saved state", "the model"))
+        if self._rule.keeps_initial:
+            check_same(state["initial"], self._initial, names=("the saved state", "the model"))
         if self._moments is not None:
             self._moments.check(state["moments"])
         if self._average is not None:
             self._average.assign(state["average"])
         self._lent_wrongly = self._lent_wrongly and not same(self._initial, state["initial"])  # else a resume
-        overwrite(self._initial, state["initial"])
+        if self._initial:
+            overwrite(self._initial, state["initial"])
         self._cycle.load_state_dict(state)
         self._average_steps = state["average_steps"]
         if self._moments is not None:
@@ -338,6 +341,11 @@ class ElasticReset(Method):
         return self.reset_average and steps >= (self.average_reset_every or 0)
 
     @property
+    def keeps_initial(self) -> bool:
+        """True where something falls back to the initial weights, which are kept for that."""
+        return self.target == "initial" or self.reset_average
+
+    @property
     def writes_reference(self) -> bool:
         return self.reference == "average" or self.snapshot == "reference"
 
@@ -386,6 +394,8 @@ class ElasticReset(Method):
                 raise ValueError(f"{given[0]} needs an average, and with target 'initial' none is kept")
         if self.snapshot == "reference" and self.reference != "initial":
             raise ValueError("snapshot 'reference' needs a reference that stays initial")
+        if self.snapshot == "reference" and not self.keeps_initial:
+            raise ValueError("snapshot 'reference' says where the initial weights are kept; none are (reset_average)")
         if self.kl_target is not None:
             check_number("kl_target", self.kl_target)
             if self.kl_target <= 0 or self.reference == "none":
