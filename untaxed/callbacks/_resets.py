@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..method import ALONE, Between, Context, Host, Method, Site
-from ._elastic_reset import ElasticReset, ElasticResetState
+from ._elastic_reset import ElasticReset
+from ._elastic_state import ElasticResetState
 from ._moments import MomentsRule
 from ._settings import settings_of
 
