@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from untaxed.callbacks import DriftMeter, DriftMeterState, ElasticReset, ElasticResetState, Guard
 from untaxed.callbacks._initial_samples import as_text, distinct
@@ -31,8 +32,8 @@ class TwoTokens(nn.Module):
         self.logits = nn.Parameter(torch.tensor([first, 1 - first]).log())
         self.config = types.SimpleNamespace(get_text_config=lambda: types.SimpleNamespace(vocab_size=2, model_type=""))
 
-    def get_output_embeddings(self) -> None:
-        return None
+    def get_output_embeddings(self) -> nn.Module:
+        return nn.Identity()
 
     def forward(self, input_ids: Tensor, **_: Any) -> Any:
         cache = types.SimpleNamespace(batch_select_indices=lambda rows: None)
@@ -173,6 +174,9 @@ def test_a_state_of_another_meter_is_refused(made: Callable[..., Any]) -> None:
     for state, message in [
         ({}, "'samples' is missing; 'steps' is missing"),
         ({**good, "crossed": [True]}, "other guards"),
+        ({**good, "crossed": ["no"]}, "'crossed' must be a list of truth values, got ['no']"),
+        ({**good, "reading": [1]}, "'reading' must be a list of names and values, got [1]"),
+        ({**good, "reading": [["forward_kl", None]]}, "'reading' must be a list of names and values"),
         ({**good, "samples": {}}, "does not hold 6 samples of at most 6 tokens"),
         ({**good, "samples": {**good["samples"], "logits": torch.ones(1, 2)}}, "does not hold 6 samples"),
     ]:
@@ -192,12 +196,18 @@ def test_a_state_of_another_meter_is_refused(made: Callable[..., Any]) -> None:
         ({"samples": 0}, "samples must be a whole number"),
         ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number"),
         ({"temperature": -1}, "temperature must be a number, at least 0, got -1"),
+        ({"prompts": None}, "a list of prompts, texts or conversations; got NoneType"),
+        ({"seed": "x"}, "seed must be a whole number, got 'x'"),
+        ({"guards": Guard({"forward_kl": 0.5})}, "guards are a list of Guard"),
+        ({"guards": None}, "guards are a list of Guard"),
         ({"non_finite": "halt"}, "non_finite cannot be 'halt'; known: raise, stop"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         DriftMeter(**{"prompts": PROMPTS, **settings})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        two_tokens(TwoTokens(0.5), **settings) if "prompts" not in settings else DriftMeter(**settings)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +215,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
     [
         ({"when": {"forward_lk": 0.5}}, "no measure 'forward_lk'; did you mean 'forward_kl'? known: distinct_1"),
         ({"when": {}}, "limits are given by measure"),
+        ({"when": {"forward_kl": {}}}, "forward_kl has no limit; write"),
         ({"when": {"entropy": 0.5}}, 'both sides; write {"below": 0.5} or {"above": 0.5}'),
         ({"when": {"entropy": {"under": 0.5}}}, "entropy has no side 'under'"),
         ({"when": {"entropy": {"below": 0}}}, "the limit below of entropy must be a number above 0, got 0"),
@@ -226,6 +237,9 @@ def test_what_cannot_be_measured_is_refused_with_the_way_out(
     tokenizer = load_tokenizer(tiny_initial)
     with pytest.raises(Unsupported, match="reads the logits of a causal language model, got Linear"):
         DriftMeterState(nn.Linear(1, 1), None, tokenizer, PROMPTS)
+    classifier = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tiny_initial))
+    with pytest.raises(Unsupported, match="logits of a causal language model, got LlamaForSequenceClassification"):
+        DriftMeterState(classifier, None, tokenizer, PROMPTS)
     with pytest.raises(Unsupported, match="needs a tokenizer"):
         DriftMeterState(load_model(tiny_initial), None, None, PROMPTS)
     with pytest.raises(DataError, match="prompt 0 has 2 tokens, and 63 new ones do not fit into the model's context"):
@@ -287,6 +301,24 @@ def test_lower_lr_once_a_crossing_and_reset_at_every_reading_beyond() -> None:
     asked = itertools.count()
     guarded([0.6, 0.49, 0.6, 0.3], Guard({"forward_kl": 0.5}, do="reset"), reset=lambda: next(asked))
     assert next(asked) == 2
+
+
+def test_a_guard_acts_once_where_several_of_its_limits_are_crossed(caplog: pytest.LogCaptureFixture) -> None:
+    from untaxed.callbacks._guards import Guards
+
+    factors: list[float] = []
+    guard = Guard({"forward_kl": 0.5, "length": {"below": 2}}, do="lower_lr")
+    live = Guards([guard, Guard({"forward_kl": 0.4})], Host(scale_lr=factors.append))
+    assert set(live.look({"step": 1, "forward_kl": 0.6, "length": 1.0})) == {
+        "drift/guard/lower_lr/forward_kl", "drift/guard/lower_lr/length", "drift/guard/warn/forward_kl",
+    }  # fmt: skip
+    assert factors == [0.5]
+    assert live.crossed == [True, True, True]
+    assert [record.message for record in caplog.records] == [
+        "drift guard at step 1: forward_kl is 0.6, limit above 0.5; length is 1, limit below 2; "
+        "the learning rate is multiplied by 0.5",
+        "drift guard at step 1: forward_kl is 0.6, limit above 0.4; nothing is changed",
+    ]
 
 
 def test_limits_on_both_sides_and_measures_that_are_not_there() -> None:

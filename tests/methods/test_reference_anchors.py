@@ -302,6 +302,19 @@ def test_bema_agrees_with_trls_callback_at_its_updates() -> None:
             close(ours.variant(), doubles(theirs.running_model))
 
 
+@pytest.mark.parametrize("reference", [None, "model", 3])
+def test_what_is_no_reference_is_refused(reference: Any) -> None:
+    with pytest.raises(ValueError, match="the reference must be a model, or a function that gives its tensors"):
+        SyncReferenceState(network(), reference)
+
+
+def test_a_reference_that_is_the_policy_is_refused() -> None:
+    policy = network()
+    for make in (SyncReferenceState, BEMAState):
+        with pytest.raises(Unsupported, match=r"the reference is the policy itself \('0\.weight'\); give a copy"):
+            make(policy, policy)
+
+
 def test_bemas_variant_has_the_parameters_names_and_dtypes() -> None:
     policy = network(torch.bfloat16)
     policy[2].requires_grad_(False)
@@ -309,6 +322,17 @@ def test_bemas_variant_has_the_parameters_names_and_dtypes() -> None:
     assert same(variant, values(policy))
     variant["0.weight"].zero_()
     assert policy[0].weight.any()
+
+
+def test_bemas_variant_is_a_copy_from_the_first_step_on() -> None:
+    policy, generator = network(), torch.Generator().manual_seed(1)
+    bema = BEMAState(policy, update_every=2, start_after=3)
+    move(policy, generator)
+    bema.step()
+    then, variant = values(policy), bema.variant()
+    assert same(variant, then)
+    move(policy, generator)
+    assert same(variant, then)
 
 
 def test_bema_follows_in_bfloat16() -> None:

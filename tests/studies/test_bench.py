@@ -100,3 +100,11 @@ def test_a_reset_that_would_never_come_is_refused(world: dict[str, Any]) -> None
     methods = [{"elastic_reset": {"decay": 0.5, "reset_every": steps}}]
     with pytest.raises(Unsupported, match="would never reset"):
         prepare(parse_spec({**world, "methods": methods}))
+
+
+def test_two_methods_that_replace_the_policy_are_refused(world: dict[str, Any]) -> None:
+    steps = prepare(parse_spec(world)).steps
+    resets = {"reset_every": steps // 2}
+    methods = [[{"elastic_reset": {"decay": 0.5, **resets}}, {"reset_to_initial": resets}]]
+    with pytest.raises(Unsupported, match="elastic_reset and reset_to_initial both replace the policy"):
+        prepare(parse_spec({**world, "methods": methods}))

@@ -13,14 +13,14 @@ from peft import LoraConfig
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
-from untaxed.callbacks import ElasticReset
+from untaxed.callbacks import EMA, ElasticReset, ResetToInitial
 from untaxed.checkpoints import load_model, load_tokenizer
 from untaxed.errors import StoreError, Unsupported
 from untaxed.merging import Averaging
 from untaxed.method import Context, Method, Site
 from untaxed.methods import EarlyStopping, Plain
 from untaxed.objectives import KL
-from untaxed.training import Task, attach
+from untaxed.training import Task, attach, host
 from untaxed.weights import same, trainable
 
 RESET = ElasticReset(decay=0.6, reset_every=3)
@@ -70,13 +70,24 @@ def test_detach_takes_it_off(tiny_task: Task, tmp_path: Path) -> None:
 
 
 def test_twice_is_once_with_both(tiny_task: Task, tmp_path: Path) -> None:
-    second = ElasticReset(decay=0.9, reset_every=2)
+    second = EMA(decay=0.9)
     once, twice = dpo(tiny_task, tmp_path), dpo(tiny_task, tmp_path)
     attach(once, RESET, second)
     attached = attach(twice, RESET)
     assert attach(twice, second) is attached
     assert attached.methods == (RESET, second)
     assert same(final(once), final(twice))
+
+
+@pytest.mark.parametrize("second", [ElasticReset(decay=0.9, reset_every=2), ResetToInitial(reset_every=2)])
+def test_two_that_replace_the_policy_are_refused(tiny_task: Task, tmp_path: Path, second: Method) -> None:
+    trainer = dpo(tiny_task, tmp_path)
+    message = f"elastic_reset and {second.name} both replace the policy and would undo each other's work; keep one"
+    with pytest.raises(Unsupported, match=message):
+        attach(trainer, RESET, second)
+    attach(trainer, RESET)
+    with pytest.raises(Unsupported, match=message):
+        attach(trainer, second)
 
 
 def test_any_transformers_trainer_will_do(tiny_task: Task, tmp_path: Path) -> None:
@@ -228,6 +239,17 @@ def test_methods_learn_what_they_join(tiny_task: Task, tmp_path: Path) -> None:
 
     attach(dpo(tiny_task, tmp_path, lora=True), Asks(beta=0.1))
     assert seen == [Context("dpo", 5, backend="plain", lora=True)]
+
+
+def test_somebodys_own_trainer_is_known_by_what_it_is_made_of(tiny_task: Task, tmp_path: Path) -> None:
+    class MyDPO(DPOTrainer):
+        pass
+
+    trainer = dpo(tiny_task, tmp_path)
+    trainer.__class__ = MyDPO
+    assert host._context(trainer).algorithm == "dpo"
+    with pytest.raises(Unsupported, match="this is dpo"):
+        attach(trainer, ElasticReset(decay=0.6, reset_every=3, kl_target=0.1))
 
 
 def test_bfloat16_weights_without_a_master_are_warned_about(tiny_task: Task, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from untaxed.errors import Unsupported
 from untaxed.method import Method
 from untaxed.training import Moment, Outcome, Task, join, make_trainer, train
 from untaxed.training.around import _kl_of
+from untaxed.training.reference import check_reference_arguments
 from untaxed.weights import same, trainable
 
 RESET = ElasticReset(decay=0.6, reset_every=3)
@@ -188,6 +189,27 @@ def test_a_kl_is_told_once() -> None:
     assert [told(), told()] == [1.0, None]
     trainer._metrics["train"].clear()
     assert told() is None
+
+
+def test_a_kl_is_that_of_all_micro_batches_of_a_step() -> None:
+    trainer = SimpleNamespace(_metrics={"train": {"kl": [1.0, 2.0, 6.0]}})
+    told = _kl_of(trainer)
+    assert told() == 3.0
+    trainer._metrics["train"]["kl"] += [4.0, 6.0]
+    assert told() == 5.0
+    trainer._metrics["train"]["kl"] = [1.0, 1.0, 1.0, 1.0, 1.0, 7.0]  # emptied, and more than before
+    assert [told(), told()] == [2.0, None]
+
+
+@pytest.mark.filterwarnings("ignore:grpo with beta 0")
+def test_a_kl_target_needs_a_beta_that_can_change(tiny_task: Task, tmp_path: Path) -> None:
+    rule = ElasticReset(decay=0.6, reset_every=3, kl_target=0.1)
+    with pytest.raises(Unsupported, match="elastic_reset: kl_target multiplies beta, and beta is 0; set beta above 0"):
+        run(tiny_task, "grpo", rule, folder=tmp_path)
+    with pytest.raises(Unsupported, match="elastic_reset: kl_target multiplies beta, and beta is 0"):
+        check_reference_arguments("grpo", {}, [rule])
+    check_reference_arguments("grpo", {"beta": 0.1}, [rule])
+    check_reference_arguments("rloo", {}, [rule])
 
 
 def test_a_reference_that_cannot_change_is_refused_before_the_first_step(tiny_task: Task, tmp_path: Path) -> None:

@@ -272,6 +272,12 @@ def test_what_no_adapter_holds_is_refused(tiny_task: Task, tmp_path: Path) -> No
         attach(trainer, SYNC)
 
 
+def test_biases_beside_an_adapter_leave_no_second_one(tiny_task: Task, tmp_path: Path) -> None:
+    trainer = build("dpo", tiny_task, tmp_path, lora={"bias": "all"})  # of a model without any, nothing else tells
+    with pytest.raises(Unsupported, match="PEFT has one alone where biases are trained; train the adapter with bias="):
+        attach(trainer, SYNC)
+
+
 def test_one_method_moves_the_reference(tiny_task: Task, tmp_path: Path) -> None:
     trainer = build("dpo", tiny_task, tmp_path)
     with pytest.raises(

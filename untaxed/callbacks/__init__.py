@@ -6,8 +6,8 @@ from ._bema import BEMAState as BEMAState
 from ._drift_meter import DriftMeter as DriftMeter
 from ._drift_state import DriftMeterState as DriftMeterState
 from ._elastic_reset import ElasticReset as ElasticReset
-from ._elastic_reset import ElasticResetState as ElasticResetState
 from ._elastic_reset import kept_share as kept_share
+from ._elastic_state import ElasticResetState as ElasticResetState
 from ._ema import EMA as EMA
 from ._ema import EMAState as EMAState
 from ._guards import Guard as Guard

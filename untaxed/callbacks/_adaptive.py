@@ -11,7 +11,10 @@ class AdaptiveBeta:
 
     .. math:: \beta \leftarrow \beta\,(1 + 0.1\,\mathrm{clip}(KL / target - 1, -0.2, 0.2))
 
-    once for every KL that the algorithm measures, in the unit in which it does.
+    once for every step whose KL the algorithm measures, in the unit in which it does.
+
+    Raises:
+        Unsupported: There is no KL term with a beta, or beta is 0.
 
     Source: Ziegler et al. 2019, arXiv:1909.08593; with these constants in the code of Noukhovitch et al. 2023,
     arXiv:2312.07551.
@@ -20,6 +23,8 @@ class AdaptiveBeta:
     def __init__(self, host: Host, target: float) -> None:
         if host.kl is None or host.beta is None:
             raise Unsupported("kl_target needs an algorithm that measures its KL and has a beta: rloo or grpo")
+        if host.beta.get() == 0:
+            raise Unsupported("kl_target multiplies beta, and beta is 0, which stays 0; set beta above 0")
         self._kl, self._beta, self._target = host.kl, host.beta, target
 
     def step(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..method import check_fraction
 from ..weights import check_same
 from ._followed import followed, overwrite, snapshot_of
+from ._settings import check_flag, check_patterns
 from ._state import COUNT, FRACTION, TENSORS, check_state, is_tensors
 
 PART = 1 << 18  # entries
@@ -39,7 +40,8 @@ class WeightAverage:
             :math:`\eta`, so that the start counts little soon; 0: off.
         bias_correction: The average starts from nothing, and `tensors` are divided by what was taken in: the start does
             not count.
-        exclude: Shell patterns of parameter names that are left alone, such as ``"v_head.*"``.
+        exclude: Shell patterns of parameter names that are left alone, such as ``"lm_head.*"``; a value head always is,
+            unless this is None: then nothing is left out.
         device: Where the average is kept: None is where the model is, "cpu" the host's memory (pinned where there is an
             accelerator).
     Raises:
@@ -64,15 +66,17 @@ class WeightAverage:
         update_every: int = 1,
         warm_up: int = 0,
         bias_correction: bool = False,
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str] | None = (),
         device: str | None = None,
     ) -> None:
         check_average(decay, half_life, update_every, warm_up, device)
+        check_flag("bias_correction", bias_correction)
+        check_patterns("exclude", exclude)
         self.decay = decay_of(decay, half_life, update_every)
         self.update_every = update_every
         self.warm_up = warm_up
         self.bias_correction = bias_correction
-        self.exclude = tuple(exclude)
+        self.exclude = None if exclude is None else tuple(exclude)
         self._model = model
         self._tensors = snapshot_of(followed(model, self.exclude), device)
         if bias_correction:

@@ -195,7 +195,7 @@ class BEMAState:
         now, initial = self._now(), list(self._initial.values())
         average = list(self._average.values())
         if self.steps <= self._rule.start_after:
-            return dict(zip(self._average, now, strict=True))
+            return dict(zip(self._average, map(torch.clone, now), strict=True))  # not the live weights
         if not self._updates(self.steps):  # between updates: as if one came now
             average = list(torch._foreach_lerp(average, now, self._weight()))
         share = self._rule.decaying(self.steps, self._rule.correction_power)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ._guards import Limits, limits
+
 Readings = Callable[[], Mapping[str, float]]
 
 
@@ -17,7 +19,7 @@ class Cycle:
         update_every: Cycles are whole multiples of it.
         lengthen: Each cycle is so many times as long as the one before, rounded up.
         skip_first: False: the first reset comes after the first update already, as in the authors' code.
-        reset_when: Drift measures and the values from which they are too large.
+        reset_when: Limits of drift measures, see `limits`; one that is reached suffices.
         readings: The drift meter's last readings; only what was measured since the last reset counts.
     """
 
@@ -28,12 +30,12 @@ class Cycle:
         update_every: int = 1,
         lengthen: float = 1.0,
         skip_first: bool = True,
-        reset_when: Mapping[str, float] | None = None,
+        reset_when: Limits | None = None,
         readings: Readings | None = None,
     ) -> None:
         self._every, self._unit, self._lengthen = reset_every, update_every, lengthen
         self._skip_first = skip_first
-        self._limits = dict(reset_when or {})
+        self._limits = limits(reset_when) if reset_when else ()
         self._readings = readings
         self.since = 0
         self.resets = 0
@@ -80,5 +82,5 @@ class Cycle:
     def _drifted(self) -> bool:
         read = self._read() if self._limits else {}
         return read.get("step", 0) > self.read_at and any(
-            read.get(name, 0.0) > limit for name, limit in self._limits.items()
+            limit.crossed(read[limit.measure]) for limit in self._limits if limit.measure in read
         )

@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import Unsupported
 from ..method import ALONE, Between, Context, Host, Method, Site
 from ._drift_state import DriftMeterState, NonFinite, check_settings
-from ._guards import Guard
+from ._guards import Guard, check_guards
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,16 @@ class DriftMeter(Method):
     non_finite: NonFinite = "raise"
 
     def __post_init__(self) -> None:
-        check_settings(self.prompts, self.every, self.samples, self.max_new_tokens, self.temperature, self.non_finite)
-        for guard in self.guards:
-            if not isinstance(guard, Guard):
-                raise ValueError(f'guards are a list of Guard(when={{"forward_kl": 0.5}}, do="warn"), got {guard!r}')
+        check_settings(
+            self.prompts,
+            self.every,
+            self.samples,
+            self.max_new_tokens,
+            self.temperature,
+            self.non_finite,
+            self.seed,
+        )
+        check_guards(self.guards)
         object.__setattr__(self, "prompts", tuple(self.prompts))
         object.__setattr__(self, "guards", tuple(self.guards))
 

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,11 +29,19 @@ from ._initial_samples import Conversation, InitialSamples, apart, as_text, chec
 from ._state import COUNT, TENSORS, check_state
 
 NonFinite = Literal["raise", "stop"]
+
+
+def _is_pair(value: Any) -> bool:
+    """True for a name and a number."""
+    pair = isinstance(value, list | tuple) and len(value) == 2
+    return pair and isinstance(value[0], str) and isinstance(value[1], int | float)
+
+
 STATE = {
     "samples": TENSORS,
     "steps": COUNT,
-    "reading": ("a list of names and values", lambda value: isinstance(value, list)),
-    "crossed": ("a list of truth values", lambda value: isinstance(value, list)),
+    "reading": ("a list of names and values", lambda value: isinstance(value, list) and all(map(_is_pair, value))),
+    "crossed": ("a list of truth values", lambda value: isinstance(value, list) and set(value) <= {True, False}),
 }
 
 
@@ -102,7 +110,7 @@ class DriftMeterState:
         non_finite: NonFinite = "raise",
         host: Host = ALONE,
     ) -> None:
-        check_settings(prompts, every, samples, max_new_tokens, temperature, non_finite)
+        check_settings(prompts, every, samples, max_new_tokens, temperature, non_finite, seed)
         check_model(model)
         if tokenizer is None:
             raise Unsupported("the drift meter draws texts and needs a tokenizer; a trainer has it as processing_class")
@@ -222,8 +230,11 @@ def _agreed(values: dict[str, float]) -> dict[str, float]:
 
 
 def check_settings(
-    prompts: Any, every: Any, samples: Any, max_new_tokens: Any, temperature: Any, non_finite: Any
+    prompts: Any, every: Any, samples: Any, max_new_tokens: Any, temperature: Any, non_finite: Any, seed: Any
 ) -> None:
+    """Raises `ValueError` for settings of a drift meter that are out of range."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
     for name, value in (("every", every), ("samples", samples), ("max_new_tokens", max_new_tokens)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
@@ -231,8 +242,9 @@ def check_settings(
         raise ValueError(f"temperature must be a number, at least 0, got {temperature!r}")
     if non_finite not in get_args(NonFinite):
         raise ValueError(f"non_finite cannot be {non_finite!r}{nearest(str(non_finite), get_args(NonFinite))}")
-    if isinstance(prompts, str | Mapping) or not len(prompts):
-        what = "there are none" if not isinstance(prompts, str | Mapping) else f"got {type(prompts).__name__}"
+    listed = isinstance(prompts, Sized) and isinstance(prompts, Iterable) and not isinstance(prompts, str | Mapping)
+    if not listed or not len(prompts):
+        what = "there are none" if listed else f"got {type(prompts).__name__}"
         raise DataError(f"the drift meter takes a list of prompts, texts or conversations; {what}")
     for number, prompt in enumerate(prompts):
         talks = not isinstance(prompt, str | Mapping) and isinstance(prompt, Sequence) and len(prompt)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..method import ALONE, Between, Host, Method, Site
 from ._average import WeightAverage, check_average
+from ._settings import check_flag, check_patterns, settings_of
 
 
 class EMAState:
@@ -51,6 +52,7 @@ class EMA(Method):
         warm_up: See `WeightAverage`.
         bias_correction: True: the start does not count.
         device: "cpu" keeps the average in the host's memory; None: where the policy is.
+        exclude: Shell patterns of parameters that are not averaged; a value head never is, unless this is None.
     """
 
     name: ClassVar[str] = "ema"
@@ -65,13 +67,16 @@ class EMA(Method):
     warm_up: int = 0
     bias_correction: bool = False
     device: Literal["cpu"] | None = None
+    exclude: tuple[str, ...] | None = ()
 
     def __post_init__(self) -> None:
         check_average(self.decay, self.half_life, self.update_every, self.warm_up, self.device)
+        check_flag("bias_correction", self.bias_correction)
+        check_patterns("exclude", self.exclude)
 
     def settings(self) -> dict[str, Any]:
-        """All but where the average is kept, which changes no result, unless it is said."""
-        return {key: value for key, value in super().settings().items() if key != "device" or value is not None}
+        """The last two only where they are not at their defaults."""
+        return settings_of(self, hidden=("device", "exclude"))
 
     def between(self, model: nn.Module, host: Host = ALONE) -> Between:
         return EMAState(model, **self.settings())

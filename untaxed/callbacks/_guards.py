@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -64,6 +65,8 @@ def limits(when: Limits) -> tuple[Limit, ...]:
                     f'{measure} may leave its range on both sides; write {{"below": {value}}} or {{"above": {value}}}'
                 )
             value = {"above": value}
+        if not value:
+            raise ValueError(f'{measure} has no limit; write {{"above": …}}, {{"below": …}} or both')
         found += [_limit(measure, side, at) for side, at in value.items()]
     return tuple(found)
 
@@ -83,8 +86,9 @@ class Guard:
     Args:
         when: The limits, by measure (see `limits`); one that is crossed suffices.
         do: ``warn`` says so, once a crossing. ``stop`` ends the training after this step, as the trainer ends it.
-            ``lower_lr`` multiplies the learning rate, once a crossing. ``reset`` asks the attached method that resets
-            (`ElasticReset`) to do so at the next free step, at every reading beyond the limit.
+            ``lower_lr`` multiplies the learning rate, once a crossing, and once where several limits are crossed at one
+            reading. ``reset`` asks the attached method that resets (`ElasticReset`) to do so at the next free step, at
+            every reading beyond the limit.
         factor: Of ``lower_lr``, between 0 and 1.
 
     A limit counts as crossed again only after the value has come back by a tenth of it, so that a value that trembles
@@ -108,6 +112,15 @@ class Guard:
         return {"when": when, "do": self.do, **({"factor": float(self.factor)} if self.do == "lower_lr" else {})}
 
 
+def check_guards(guards: object) -> None:
+    """Raises `ValueError` unless these are guards in a list."""
+    listed = list(guards) if isinstance(guards, Iterable) and not isinstance(guards, Mapping) else [guards]
+    wrong = [one for one in listed if not isinstance(one, Guard)]
+    if wrong or not isinstance(guards, Iterable):
+        got = wrong[0] if wrong else "one that is in no list"
+        raise ValueError(f'guards are a list of Guard(when={{"forward_kl": 0.5}}, do="warn"), got {got!r}')
+
+
 def say(text: str) -> None:
     """One line in the log of the library."""
     log.warning("%s", text)
@@ -121,6 +134,7 @@ class Guards:
     """
 
     def __init__(self, guards: Sequence[Guard], host: Host = ALONE) -> None:
+        check_guards(guards)
         self._guards = [(guard, limits(guard.when)) for guard in guards]
         self._host = host
         self.crossed = [False for _, each in self._guards for _ in each]
@@ -138,14 +152,13 @@ class Guards:
             What acted, for the log: ``drift/guard/<do>/<measure>`` and the value there.
         """
         acted: dict[str, float] = {}
-        number = 0
+        numbers = itertools.count()
         for guard, each in self._guards:
-            for limit in each:
-                if self._now(number, guard, limit, reading.get(limit.measure)):
-                    value = reading[limit.measure]
-                    acted.setdefault(f"drift/guard/{guard.do}/{limit.measure}", value)
-                    self._act(guard, limit, value, int(reading["step"]))
-                number += 1
+            now = [self._now(next(numbers), guard, limit, reading.get(limit.measure)) for limit in each]
+            if reached := list(itertools.compress(each, now)):
+                self._act(guard, reached, reading)
+            for limit in reached:
+                acted.setdefault(f"drift/guard/{guard.do}/{limit.measure}", reading[limit.measure])
         return acted
 
     def _now(self, number: int, guard: Guard, limit: Limit, value: float | None) -> bool:
@@ -156,15 +169,18 @@ class Guards:
         self.crossed[number] = limit.crossed(value) or (before and not limit.left(value))
         return limit.crossed(value) and (guard.do == "reset" or not before)
 
-    def _act(self, guard: Guard, limit: Limit, value: float, step: int) -> None:
+    def _act(self, guard: Guard, reached: Sequence[Limit], reading: Mapping[str, float]) -> None:
+        """Acts once, however many of a guard's limits are reached."""
         what = {
             "warn": "nothing is changed",
             "stop": "training stops here",
             "lower_lr": f"the learning rate is multiplied by {guard.factor:g}",
-            "reset": "a reset comes at the next free step",
+            "reset": "a reset comes at the next free step, if one is left",
         }
-        where = f"{limit.measure} is {value:.4g}, limit {limit.side} {limit.at:g}"
-        say(f"drift guard at step {step}: {where}; {what[guard.do]}")
+        where = "; ".join(
+            f"{limit.measure} is {reading[limit.measure]:.4g}, limit {limit.side} {limit.at:g}" for limit in reached
+        )
+        say(f"drift guard at step {int(reading['step'])}: {where}; {what[guard.do]}")
         means = self._means(guard.do)
         if guard.do == "lower_lr":
             means(guard.factor)

@@ -143,7 +143,8 @@ def vocabulary(model: Any) -> int:
 
 def check_model(model: Any) -> None:
     """Raises `Unsupported` where there are no logits of next tokens to read."""
-    if not hasattr(model, "get_output_embeddings") or not hasattr(getattr(model, "config", None), "get_text_config"):
+    head = getattr(model, "get_output_embeddings", lambda: None)()  # a classifier of texts has the function, no head
+    if head is None or not hasattr(getattr(model, "config", None), "get_text_config"):
         raise Unsupported(f"the drift meter reads the logits of a causal language model, got {type(model).__name__}")
 
 

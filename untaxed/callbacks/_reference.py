@@ -18,7 +18,7 @@ def counterparts(policy: nn.Module, reference: nn.Module) -> dict[str, Tensor]:
     """The local part of a reference model's tensors that answer to the policy's trainable ones.
 
     Raises:
-        Unsupported: A tensor is missing there, lies otherwise, or is tied in one of the two alone.
+        Unsupported: A tensor is missing there, lies otherwise, is tied in one of the two alone, or is the policy's own.
     """
     theirs = dict(reference.named_parameters())
     found = {}
@@ -26,6 +26,8 @@ def counterparts(policy: nn.Module, reference: nn.Module) -> dict[str, Tensor]:
         if parameter.requires_grad:
             if name not in theirs or local(theirs[name]).shape != local(parameter).shape:
                 raise Unsupported(f"the reference model has no tensor that lies as the policy's {name!r} does")
+            if theirs[name] is parameter:
+                raise Unsupported(f"the reference is the policy itself ({name!r}); give a copy: copy.deepcopy(policy)")
             found[name] = local(theirs[name].detach())
     tied = {name for name, _ in policy.named_parameters(remove_duplicate=False)}
     if alone := sorted(tied & theirs.keys() - dict(policy.named_parameters()).keys()):
@@ -57,8 +59,13 @@ class Reference:
         if isinstance(source, nn.Module):
             model = source
             self._find: Callable[[], Mapping[str, Tensor]] = lambda: counterparts(policy, model)
-        else:
+        elif callable(source):
             self._find = source
+        else:
+            raise ValueError(
+                "the reference must be a model, or a function that gives its tensors by the policy's names, "
+                f"got {source!r}"
+            )
         narrow = {name: tensor for name, tensor in self._find().items() if small_moves and tensor.dtype.itemsize < 4}
         self._wide = {name: tensor.to(torch.float32, copy=True) for name, tensor in narrow.items()}
 

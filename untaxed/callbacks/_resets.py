@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
 from ..method import ALONE, Between, Context, Host, Method, Site
-from ._elastic_reset import ElasticReset, ElasticResetState
+from ._elastic_reset import ElasticReset
+from ._elastic_state import ElasticResetState
 from ._moments import MomentsRule
+from ._settings import settings_of
 
 
-class _Reset(Method):
+class _Reset(Method, ABC):
     """A row that is Elastic Reset with some of its settings fixed."""
 
     acts: ClassVar[frozenset[Site]] = frozenset({"between"})
     resets: ClassVar[bool] = True
+    hidden: ClassVar[tuple[str, ...]] = ("exclude",)  # settings that are said only where they are not at their defaults
 
+    @abstractmethod
     def rule(self) -> ElasticReset:
         """The same in Elastic Reset's own settings."""
-        raise NotImplementedError
 
     def __post_init__(self) -> None:
         self.rule()
 
     def settings(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in super().settings().items()}
+        return settings_of(self, hidden=self.hidden)
 
     def tell(self) -> str:
         return self.rule().tell()
@@ -44,8 +48,8 @@ class ResetToInitial(_Reset):
 
     Args:
         reset_every: Optimizer steps between resets.
-        moments: The optimizer's moments at a reset: "kept" or "cleared".
-        exclude: Shell patterns of parameters that are not reset.
+        moments: The optimizer's moments at a reset: "kept", or "cleared" with all that it keeps of a parameter.
+        exclude: Shell patterns of parameters that are not reset; a value head never is, unless this is None.
     """
 
     name: ClassVar[str] = "reset_to_initial"
@@ -53,14 +57,14 @@ class ResetToInitial(_Reset):
     source: ClassVar[str] = "control of Noukhovitch et al. 2023, arXiv:2312.07551"
     summary: ClassVar[str] = "every n steps the policy falls back to the initial model: what is left is the optimizer"
 
+    hidden: ClassVar[tuple[str, ...]] = ()
+
     reset_every: int
     moments: MomentsRule = "kept"
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] | None = ()
 
     def rule(self) -> ElasticReset:
-        return ElasticReset(
-            reset_every=self.reset_every, target="initial", moments=self.moments, exclude=tuple(self.exclude)
-        )
+        return ElasticReset(reset_every=self.reset_every, target="initial", moments=self.moments, exclude=self.exclude)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class ResetToAverage(_Reset):
         decay: Of the average, in [0, 1].
         reset_every: Optimizer steps between resets, a multiple of ``update_every``.
         update_every: Optimizer steps between updates of the average.
+        exclude: Shell patterns of parameters that are not reset; a value head never is, unless this is None.
     """
 
     name: ClassVar[str] = "reset_to_average"
@@ -81,10 +86,15 @@ class ResetToAverage(_Reset):
     decay: float
     reset_every: int
     update_every: int = 1
+    exclude: tuple[str, ...] | None = ()
 
     def rule(self) -> ElasticReset:
         return ElasticReset(
-            decay=self.decay, reset_every=self.reset_every, update_every=self.update_every, reset_average=False
+            decay=self.decay,
+            reset_every=self.reset_every,
+            update_every=self.update_every,
+            reset_average=False,
+            exclude=self.exclude,
         )
 
 
@@ -93,9 +103,10 @@ class DriftTriggeredReset(_Reset):
     """Elastic Reset when the drift meter says so, in place of a clock.
 
     Args:
-        forward_kl: Token-mean KL(initial, policy) in nats above which the policy is reset.
+        forward_kl: Token-mean KL(initial, policy) in nats from which the policy is reset.
         decay: Of the average, in [0, 1].
         update_every: Optimizer steps between updates of the average.
+        exclude: Shell patterns of parameters that are not reset; a value head never is, unless this is None.
     """
 
     name: ClassVar[str] = "drift_triggered_reset"
@@ -106,11 +117,14 @@ class DriftTriggeredReset(_Reset):
     forward_kl: float
     decay: float
     update_every: int = 1
+    exclude: tuple[str, ...] | None = ()
 
     @property
-    def reset_when(self) -> dict[str, float]:
+    def reset_when(self) -> dict[str, float | dict[str, float]]:
         """What the drift meter must measure, and the limit."""
         return {"forward_kl": self.forward_kl}
 
     def rule(self) -> ElasticReset:
-        return ElasticReset(decay=self.decay, update_every=self.update_every, reset_when=self.reset_when)
+        return ElasticReset(
+            decay=self.decay, update_every=self.update_every, reset_when=self.reset_when, exclude=self.exclude
+        )

@@ -21,6 +21,7 @@ from ..measuring.suite_spec import SuiteSpec, reward_files
 from ..method import Context
 from ..rows import RowsSource
 from ..training import ALGORITHMS, Task, check_arguments, check_training
+from ..training.host import check_together
 from ..training.reference import check_reference_arguments
 from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs
 from .cache import content_key, default_cache, file_digest
@@ -160,6 +161,7 @@ def prepare(spec: StudySpec) -> Bench:
     check_arms(arms, context)
     if name is not None:
         for setting in (setting for arm in arms for setting in arm.settings):
+            check_together(setting.training)
             check_reference_arguments(name, arguments, setting.training)
     return bench
 

@@ -49,19 +49,18 @@ def _beta(trainer: Any) -> Setting:
 
 
 def _kl_of(trainer: Any) -> Callable[[], float | None]:
-    """Says what the trainer measured of its KL since it was asked last; None where that is nothing.
+    """Says what the trainer measured of its KL since it was asked last, on average; None where that is nothing.
 
-    TRL gathers one number a generation in a list that it empties when it logs: a new one makes the list another length
-    or ends it with another object.
+    TRL gathers one number a generation (rloo) or a micro-batch (grpo) in a list, and begins a new list when it logs.
     """
-    seen: tuple[int, object] = (0, None)
+    seen: list[float] = []
+    count = 0
 
     def new() -> float | None:
-        nonlocal seen
+        nonlocal seen, count
         values = getattr(trainer, "_metrics", {}).get("train", {}).get("kl") or []
-        now = (len(values), values[-1] if values else None)
-        fresh = bool(values) and (now[0] != seen[0] or now[1] is not seen[1])
-        seen = now
-        return float(values[-1]) if fresh else None
+        fresh = values[count:] if values is seen else values
+        seen, count = values, len(values)
+        return sum(map(float, fresh)) / len(fresh) if fresh else None
 
     return new

@@ -98,6 +98,11 @@ def check_settings(trainer: Trainer, method: Method, *, max_steps: int | None = 
 
 def check_together(methods: Sequence[Method]) -> None:
     """Raises `Unsupported` where what is attached to one trainer does not fit together."""
+    resetting = [method.name for method in methods if method.resets]
+    if len(resetting) > 1:
+        raise Unsupported(
+            f"{' and '.join(resetting)} both replace the policy and would undo each other's work; keep one of them"
+        )
     meters = [method for method in methods if method.watches]
     if len(meters) > 1:
         raise Unsupported(f"{meters[0].name} is attached already; a trainer has one, whose values have one name each")
@@ -140,9 +145,10 @@ def check_model(trainer: Trainer) -> None:
 
 def _context(trainer: Trainer) -> Context:
     names = {row.trainer: row.name for row in reversed(ALGORITHMS.values())}
-    kind = type(trainer).__name__
+    kinds = [kind.__name__ for kind in type(trainer).__mro__]  # somebody's own trainer is mostly one of TRL's
+    known = next((names[kind] for kind in kinds if kind in names), None)
     return Context(
-        algorithm=names.get(kind, kind.removesuffix("Trainer").lower() or "sft"),
+        algorithm=known or kinds[0].removesuffix("Trainer").lower() or "sft",
         max_steps=trainer.args.max_steps if trainer.args.max_steps > 0 else None,
         backend=backend(trainer),
         lora=hasattr(trainer.model, "peft_config"),

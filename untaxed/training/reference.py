@@ -29,11 +29,12 @@ FIXED = {  # arguments that must be off where the reference changes, with the re
 
 
 def check_reference(trainer: Trainer, methods: Sequence[Method]) -> None:
-    """Raises `Unsupported` where a method is to change a reference that is not there or cannot change."""
-    if not (method := _writer(methods)):
-        return
+    """Raises `Unsupported` where a method is to change a reference or a KL term that is not there or cannot change."""
     args: Any = trainer.args
     beta = getattr(trainer, "beta", getattr(args, "beta", None))
+    _check_beta(methods, beta)
+    if not (method := _writer(methods)):
+        return
     _check_values(method, {key: getattr(args, key, None) for key in FIXED} | {"beta": beta})
     model = trainer.model
     if getattr(trainer, "ref_model", None) is not None:
@@ -50,10 +51,12 @@ def check_reference(trainer: Trainer, methods: Sequence[Method]) -> None:
 
 def check_reference_arguments(name: str, arguments: Mapping[str, Any], methods: Sequence[Method]) -> None:
     """The part of `check_reference` that an algorithm's arguments tell, before any trainer is built."""
+    given = {**arguments, **{key: value for one in methods for key, value in one.arguments().items()}}
+    fields = {field.name: field.default for field in dataclasses.fields(algorithm(name).config_class())}
+    values = {key: given.get(key, fields.get(key)) for key in (*FIXED, "beta")}
+    _check_beta(methods, values["beta"])
     if method := _writer(methods):
-        given = {**arguments, **{key: value for one in methods for key, value in one.arguments().items()}}
-        fields = {field.name: field.default for field in dataclasses.fields(algorithm(name).config_class())}
-        _check_values(method, {key: given.get(key, fields.get(key)) for key in (*FIXED, "beta")})
+        _check_values(method, values)
 
 
 @torch.no_grad()
@@ -87,6 +90,13 @@ def _writer(methods: Sequence[Method]) -> Method | None:
     return writers[0] if writers else None
 
 
+def _check_beta(methods: Sequence[Method], beta: float | None) -> None:
+    """A beta that follows a target is multiplied at every step, and 0 stays 0."""
+    following = [method.name for method in methods if getattr(method, "kl_target", None) is not None]
+    if following and beta == 0:
+        raise Unsupported(f"{following[0]}: kl_target multiplies beta, and beta is 0; set beta above 0")
+
+
 def _check_values(method: Method, values: Mapping[str, Any]) -> None:
     for key, reason in FIXED.items():
         if values.get(key):
@@ -98,6 +108,12 @@ def _check_values(method: Method, values: Mapping[str, Any]) -> None:
 def _check_adapter(method: Method, model: Any, *, sharded: bool) -> None:
     if OWN not in model.peft_config:
         raise Unsupported(f"the policy's adapter is called {', '.join(model.peft_config)}; name it {OWN!r}")
+    config = model.peft_config[OWN]
+    if getattr(config, "bias", "none") != "none" and REFERENCE not in model.peft_config:
+        raise Unsupported(
+            f"{method.name} keeps the reference as a second adapter, and PEFT has one alone where biases are trained; "
+            "train the adapter with bias='none'"
+        )
     if sharded and REFERENCE not in model.peft_config:
         raise Unsupported(
             f"{method.name} needs a second adapter, which must be there before FSDP2 shards the policy; give the "
