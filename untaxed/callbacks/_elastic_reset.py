@@ -128,7 +128,9 @@ class ElasticResetState:
         kept = rule.moments == "kept"
         self._moments = None if kept else Moments(host.optimizer, model, rule.exclude, averaged)
         self._adaptive = None if rule.kl_target is None else AdaptiveBeta(host, rule.kl_target)
-        self._reference = reference_of(host) if rule.reference == "average" else None
+        self._reference = host.reference if rule.reference == "average" else None
+        if rule.reference == "average":
+            reference_of(host)  # refuses where there is none
         if rule.reference == "none":
             if host.beta is None:
                 raise Unsupported("reference 'none' needs an algorithm whose KL term can be switched off: rloo or grpo")
@@ -228,7 +230,8 @@ class ElasticResetState:
     def _show_reference(self) -> None:
         if self._reference is not None and self._average is not None:
             average = self._average.tensors()
-            overwrite({name: self._reference[name] for name in average}, average)
+            reference = self._reference()  # looked up anew: a forward pass may have gathered a sharded one
+            overwrite({name: reference[name] for name in average}, average)
 
 
 def reference_of(host: Host) -> dict[str, Tensor]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import nearest
-from ..weights import trainable
+from ..errors import Unsupported, nearest
+from ..weights import local, reshard, trainable, wide
 
 
 def followed(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -17,7 +19,9 @@ def followed(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]
 
     Raises:
         ValueError: Nothing is left to follow, or a pattern meets no name.
+        Unsupported: The parameters are not in place (DeepSpeed's ZeRO-3, FSDP1).
     """
+    check_in_place(model)
     found = trainable(model)
     for pattern in exclude:
         if not any(fnmatchcase(name, pattern) for name in found):
@@ -31,18 +35,59 @@ def followed(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]
     return kept
 
 
+def check_in_place(model: nn.Module) -> None:
+    """Raises `Unsupported` where what is written into a model's parameters would not reach the weights that train."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        how = "DeepSpeed's ZeRO-3 keeps them elsewhere"
+    elif fsdp is not None and (
+        any(isinstance(part, fsdp.FullyShardedDataParallel) for part in model.modules())
+        or any(getattr(parameter, "_is_flat_param", False) for parameter in model.parameters())
+    ):
+        how = "FSDP1 (FullyShardedDataParallel) flattens them"
+    else:
+        return
+    raise Unsupported(
+        f"the parameters of {type(model).__name__} are not in place: {how}; shard with FSDP2 (fully_shard), or use a "
+        "method that acts after training on the saved checkpoint"
+    )
+
+
+@contextmanager
+def lent(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Lends a model other weights, by its parameters' names, and gives its own back, bit for bit, whatever becomes of
+    it in between: it may be frozen, moved or evaluated.
+    """
+    reshard(model)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if name in values}
+    own = {name: tensor.clone() for name, tensor in _locals(parameters).items()}
+    try:
+        overwrite(_locals(parameters), values)
+        yield
+    finally:
+        reshard(model)
+        overwrite(_locals(parameters), own)
+
+
+def _locals(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: local(parameter.detach()) for name, parameter in parameters.items()}
+
+
 def snapshot_of(tensors: Mapping[str, Tensor], device: str | None = None) -> dict[str, Tensor]:
-    """Float32 copies, on their own devices or in the host's memory (pinned where there is an accelerator)."""
+    """Copies in float32 or wider, on their own devices or in the host's memory (pinned where there is an
+    accelerator)."""
     if device is None:
-        return {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+        return {name: tensor.to(wide(tensor.dtype), copy=True) for name, tensor in tensors.items()}
     pinned = torch.cuda.is_available()
     made = {}
     for name, tensor in tensors.items():
-        made[name] = torch.empty(tensor.shape, dtype=torch.float32, device=device, pin_memory=pinned)
+        made[name] = torch.empty(tensor.shape, dtype=wide(tensor.dtype), device=device, pin_memory=pinned)
         made[name].copy_(tensor)
     return made
 
 
+@torch.no_grad()
 def overwrite(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Writes values into tensors in place, cast to their dtypes; names must agree."""
-    torch._foreach_copy_(list(targets.values()), [values[name] for name in targets])
+    if targets:
+        torch._foreach_copy_(list(targets.values()), [values[name] for name in targets])

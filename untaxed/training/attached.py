@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from ..callbacks._followed import overwrite
+from ..callbacks._followed import lent
 from ..callbacks._state import COUNT, Check, check_state
 from ..errors import StoreError, Unsupported
 from ..method import Between, Method, Shown
@@ -245,18 +245,8 @@ class Attached:
         """
         model = policy(self._trainer)
         given = [live.variant() for live in self._live if isinstance(live, Shown)]
-        if not given:
+        with lent(model, given[-1] if given else {}):
             yield model
-            return
-        current = {name: tensor for name, tensor in trainable(model).items() if name in given[-1]}
-        own = {name: tensor.clone() for name, tensor in current.items()}
-        try:
-            with torch.no_grad():
-                overwrite(current, given[-1])
-            yield model
-        finally:
-            with torch.no_grad():
-                overwrite(current, own)
 
     def drift(self) -> dict[str, float]:
         """The last readings of the drift meter by measure, and their ``step``; empty before the first."""
