@@ -45,7 +45,9 @@ def reshard(module: nn.Module) -> None:
     not reach the next forward pass.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")  # where nobody imported it nothing is sharded
-    for part in module.modules() if fsdp is not None else ():
+    if fsdp is None:
+        return
+    for part in module.modules():
         if isinstance(part, fsdp.FSDPModule):
             part.reshard()
 

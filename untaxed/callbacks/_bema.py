@@ -58,8 +58,8 @@ class BEMAState:
         \theta'_t &= \bar\theta + \alpha_t\,(\theta_t - \theta_0),
         \qquad \alpha_t = \gamma\,(1 + \max(0, t - \rho))^{-\eta}
 
-    The policy, its optimizer and frozen parameters are left alone. Cost: two float32 copies
-    (float64 of what is float64) of the trainable parameters and one pass an update; :math:`\theta'` is made when it is asked for.
+    The policy, its optimizer and frozen parameters are left alone. Cost: two float32 copies (float64 of what is
+    float64) of the trainable parameters and one pass an update; :math:`\theta'` is made when it is asked for.
 
     Args:
         policy: The model that trains, at its initial weights.

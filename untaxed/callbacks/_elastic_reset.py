@@ -17,7 +17,7 @@ from ..weights import check_same, same
 from ._adaptive import AdaptiveBeta
 from ._average import WeightAverage, check_average, check_steps, decay_of
 from ._cycle import Cycle
-from ._followed import followed, overwrite, snapshot_of
+from ._followed import followed, overwrite, restart, snapshot_of
 from ._guards import limits
 from ._moments import RULES, Moments, MomentsRule
 from ._state import COUNT, TENSORS, check_state
@@ -104,7 +104,9 @@ class ElasticResetState:
             raise Unsupported("reset_when needs a drift meter beside it: attach(trainer, DriftMeter(…), …)")
         self._rule = rule
         self._model = model
+        self._optimizer = host.optimizer
         self._lent_wrongly = False
+        self._waits = False  # a changed average that the reference does not show yet
         self._initial = self._snapshot(host)
         self._average: WeightAverage | None = None
         if rule.target == "average":
@@ -160,10 +162,11 @@ class ElasticResetState:
         self.skip()
         if due:
             self._reset()
+        self._show_reference()
         return due
 
     def skip(self) -> None:
-        """Advances by one optimizer step without a reset; one that was due stays due."""
+        """Advances by one optimizer step without a reset; what was due stays due, the reference too."""
         if self._lent_wrongly:
             raise Unsupported(
                 "snapshot 'reference' needs a reference that is the initial policy to the bit, in float32; take 'copy'"
@@ -173,7 +176,7 @@ class ElasticResetState:
             self._adaptive.step()
         if self._average is not None and self._cycle.since % self._rule.update_every == 0:
             self._average.update()
-            self._show_reference()
+            self._waits = True
             if self._moments is not None:
                 self._moments.update()
 
@@ -205,6 +208,7 @@ class ElasticResetState:
             self._moments.load(state["moments"])
         if self._adaptive is not None and state.get("beta") is not None:
             self._adaptive.beta = state["beta"]
+        self._waits = True
         self._show_reference()
 
     @torch.no_grad()
@@ -212,12 +216,13 @@ class ElasticResetState:
         """The policy first, then the average: the other way around it would be a reset to the initial model."""
         target = self._initial if self._average is None else self._average.tensors()
         overwrite(followed(self._model, self._rule.exclude), target)
+        restart(self._optimizer, self._model, target)
         if self._moments is not None:
             self._moments.reset()
         self._cycle.begin()
         if self._average is not None and self._rule.resets_average_at(self._cycle.resets):
             self._average.assign(self._initial)
-            self._show_reference()
+            self._waits = True
 
     def _snapshot(self, host: Host) -> dict[str, Tensor]:
         own = followed(self._model, self._rule.exclude)
@@ -228,7 +233,8 @@ class ElasticResetState:
         return lent
 
     def _show_reference(self) -> None:
-        if self._reference is not None and self._average is not None:
+        if self._waits and self._reference is not None and self._average is not None:
+            self._waits = False
             average = self._average.tensors()
             reference = self._reference()  # looked up anew: a forward pass may have gathered a sharded one
             overwrite({name: reference[name] for name in average}, average)

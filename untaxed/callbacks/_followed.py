@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,15 @@ def check_in_place(model: nn.Module) -> None:
         f"the parameters of {type(model).__name__} are not in place: {how}; shard with FSDP2 (fully_shard), or use a "
         "method that acts after training on the saved checkpoint"
     )
+
+
+def restart(optimizer: Any, model: nn.Module, names: Container[str]) -> None:
+    """Tells an optimizer that the weights of these names were replaced, where it keeps something that they began with:
+    the window of a merge every few steps, a float32 master. Wrappers of optimizers are looked through."""
+    while optimizer is not None and not hasattr(optimizer, "restart"):
+        optimizer = getattr(optimizer, "optimizer", None)
+    if optimizer is not None:
+        optimizer.restart([parameter for name, parameter in model.named_parameters() if name in names])
 
 
 @contextmanager

@@ -223,11 +223,12 @@ class Attached:
         due = [live for _, live in acting if live.due()]
         replaces = free and any(method.resets for method, live in acting if live in due)
         for method, live in acting:
-            if live not in due:
-                live.step()
-            elif not free:
-                self._say_held(method, step, last=last)
+            if not free:
+                if live in due:
+                    self._say_held(method, step, last=last)
                 live.skip()
+            elif live not in due:
+                live.step()
         self.steps_since_reset += 1
         if self.observer is not None:
             self.observer(step, last=last, phase="before" if replaces else None)
