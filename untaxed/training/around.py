@@ -49,19 +49,20 @@ def _beta(trainer: Any) -> Setting:
 
 
 def _kl_of(trainer: Any) -> Callable[[], float | None]:
-    """Says what the trainer measured of its KL since it was asked last; None where that is nothing.
+    """Says what the trainer measured of its KL since it was asked last, the mean of several; None where it is nothing.
 
-    TRL gathers one number a generation in a list that it empties when it logs: a new one makes the list another length
-    or ends it with another object.
+    TRL gathers a number a generation (rloo) or a micro-batch (grpo) in a list that it empties when it logs: what was
+    seen already is there as long as the last object seen is in its place.
     """
     seen: tuple[int, object] = (0, None)
 
     def new() -> float | None:
         nonlocal seen
         values = getattr(trainer, "_metrics", {}).get("train", {}).get("kl") or []
-        now = (len(values), values[-1] if values else None)
-        fresh = bool(values) and (now[0] != seen[0] or now[1] is not seen[1])
-        seen = now
-        return float(values[-1]) if fresh else None
+        count, last = seen
+        kept = 0 < count <= len(values) and values[count - 1] is last
+        fresh = values[count if kept else 0 :]
+        seen = (len(values), values[-1] if values else None)
+        return sum(map(float, fresh)) / len(fresh) if fresh else None
 
     return new
