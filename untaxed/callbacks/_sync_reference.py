@@ -168,10 +168,10 @@ class WARPAnchor(Method):
 
 def check_in_time(method: str, setting: str, steps: int, context: Context) -> None:
     """Raises `Unsupported` where the reference would first change at the last step, or after it."""
-    if context.max_steps is not None and steps >= context.max_steps:
+    if context.max_steps is not None and context.first_free(steps) >= context.max_steps:
         raise Unsupported(
             f"{method} would never change the reference: {setting} is {steps}, training has {context.max_steps} steps, "
-            "and no change comes at the last one; lower it, or train longer"
+            f"and no change comes at the last one{context.held}; lower it, or train longer"
         )
 
 
