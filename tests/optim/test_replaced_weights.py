@@ -11,7 +11,7 @@ from torch import nn
 
 from untaxed.callbacks import ElasticResetState
 from untaxed.method import Host
-from untaxed.optim import Merging, MergeUpdate, OnDAREAdamW, Pipeline
+from untaxed.optim import MergeUpdate, Merging, OnDAREAdamW, Pipeline
 
 KEEP_FEW: dict[str, Any] = {"density": 0.3, "merge_every": 4}
 

@@ -264,6 +264,14 @@ def test_every_row_of_the_room_is_in_the_table() -> None:
     assert rows <= set(METHODS)
 
 
+def test_a_trainer_that_goes_on_from_its_checkpoint_steps_through_the_methods_once(task: Task, tmp_path: Path) -> None:
+    trainer = dpo(task, tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+    attach(trainer, *ready(task, OnDARE(**MERGE)))
+    once = final(trainer)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert same(trainable(trainer.model), once)
+
+
 def test_a_reset_inside_a_merging_window_is_not_undone(task: Task, tmp_path: Path) -> None:
     """Most of what is proposed after the reset at step 6 is dropped by the merge at step 8: the rest is initial."""
     trainer = dpo(task, tmp_path, max_steps=8)

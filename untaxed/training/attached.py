@@ -118,11 +118,12 @@ class Attached:
         self._trainer = trainer
         self._live: list[Between] = []
         self._said = False
+        self._began = False
         self._meter: Any = None
         self._resetting: list[Any] = []
         self._loaded: Mapping[str, Any] | None = None
         self.in_step = InStep(trainer)
-        self._hooks = Hooks(self)
+        self._hooks = Hooks(self, trainer)
         trainer.add_callback(self._hooks)
 
     def describe(self) -> dict[str, Any]:
@@ -181,7 +182,17 @@ class Attached:
         self.load_state_dict(read_state(Path(directory) / FOLDER, rank=rank, world=world))
 
     def begin(self, model: nn.Module, step: int, max_steps: int) -> None:
-        """Binds the methods to the policy; called when training begins, after sharding and loading."""
+        """Binds the methods to the policy; called when training begins, after sharding and loading.
+
+        Raises:
+            Unsupported: A method cannot work, or the policy has been trained already and is not resumed.
+        """
+        if self._began and not step and any(method.acts - {"loss"} for method in self.methods):
+            raise Unsupported(
+                "train() was called again on a trainer whose policy has moved, which the methods would take for the "
+                "initial model; go on with train(resume_from_checkpoint=…), or build a new trainer and attach to it"
+            )
+        self._live = []  # of an earlier train(): what is loaded below is for the new ones
         for method in self.methods:
             check_settings(self._trainer, method, max_steps=max_steps)
         if self.methods:
@@ -209,6 +220,7 @@ class Attached:
         No reset at the last step, where nothing could recover from it, nor while samples of the old policy wait to be
         learned from; a reset that is due then comes at the next step that is free. The same holds for a reference.
         """
+        self._began = True
         if last:
             self.in_step.flush()
         if self._meter is not None:
