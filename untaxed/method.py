@@ -123,6 +123,18 @@ class Context:
     has_pretrained: bool = False
     backend: str = "plain"  # plain, ddp, fsdp2, fsdp1, deepspeed
     lora: bool = False
+    free_every: int = 1  # optimizer steps from one at which no on-policy samples wait to the next
+
+    def first_free(self, step: int) -> int:
+        """The step from this one on at which weights may be replaced."""
+        return -(-step // self.free_every) * self.free_every
+
+    @property
+    def held(self) -> str:
+        """What else keeps weights from being replaced, for messages."""
+        if self.free_every == 1:
+            return ""
+        return f", nor where samples wait to be learned from (all steps but multiples of {self.free_every})"
 
 
 @dataclass(frozen=True)

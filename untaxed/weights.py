@@ -6,6 +6,7 @@ A tensor that is sharded over processes (a DTensor) is handled through its local
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -33,12 +34,33 @@ def trainable(module: nn.Module) -> dict[str, Tensor]:
 
     Asked anew at every use: FSDP2 replaces parameter objects, so identity is the name.
     """
+    reshard(module)
     return {name: local(parameter.detach()) for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def reshard(module: nn.Module) -> None:
+    """Lets go of the weights that FSDP2 keeps gathered after a forward pass that no backward pass follows.
+
+    Until then the outermost parameters are whole tensors in place of shards, and what is written into the shards does
+    not reach the next forward pass.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # where nobody imported it nothing is sharded
+    if fsdp is None:
+        return
+    for part in module.modules():
+        if isinstance(part, fsdp.FSDPModule):
+            part.reshard()
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which weights of a dtype are averaged: float64 of float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    """Float32 copies of the trainable parameters (local shards), for averages that must not lose small updates."""
-    return {name: tensor.to(torch.float32, copy=True) for name, tensor in trainable(module).items()}
+    """Copies of the trainable parameters (local shards) in float32 or wider, for averages that must not lose small
+    updates."""
+    return {name: tensor.to(wide(tensor.dtype), copy=True) for name, tensor in trainable(module).items()}
 
 
 def check_same(first: Weights, second: Weights, *, names: tuple[str, str] = ("initial", "aligned")) -> None:

@@ -463,5 +463,5 @@ def test_a_malformed_state_of_bema_is_refused(change: dict, message: str) -> Non
 
 
 def test_bema_needs_something_that_trains() -> None:
-    with pytest.raises(ValueError, match="Sequential has no trainable parameter; set requires_grad"):
+    with pytest.raises(ValueError, match="Sequential has no trainable parameter to follow; set requires_grad"):
         BEMAState(network().requires_grad_(False))

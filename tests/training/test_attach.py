@@ -338,3 +338,27 @@ def test_without_methods_it_would_do_nothing(tiny_task: Task, tmp_path: Path) ->
     attach(trainer, RESET)
     with pytest.raises(Unsupported, match="attach got no method"):
         attach(trainer)
+
+
+def test_what_was_trained_already_is_not_taken_for_the_initial_model(tiny_task: Task, tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    trainer = dpo(tiny_task, tmp_path, **options)
+    attached = attach(trainer, RESET)
+    once = final(trainer)
+    with pytest.raises(
+        Unsupported, match=r"train\(\) was called again .* go on with train\(resume_from_checkpoint=…\)"
+    ):
+        trainer.train()
+    assert same(dict(trainable(trainer.model)), once)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert same(dict(trainable(trainer.model)), once)
+    attached.detach()
+    trainer.train()  # nothing of ours counts on the initial model any more
+
+    stopped = dpo(tiny_task, tmp_path / "b", max_steps=4)
+    attach(stopped, RESET)
+    stopped.args.max_steps = 3
+    with pytest.raises(Unsupported, match="would never reset"):
+        stopped.train()
+    stopped.args.max_steps = 4
+    stopped.train()  # no step was taken before

@@ -262,3 +262,21 @@ def test_every_row_of_the_room_is_in_the_table() -> None:
         if isinstance(value, type) and issubclass(value, Method) and hasattr(value, "name")
     }
     assert rows <= set(METHODS)
+
+
+def test_a_trainer_that_goes_on_from_its_checkpoint_steps_through_the_methods_once(task: Task, tmp_path: Path) -> None:
+    trainer = dpo(task, tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+    attach(trainer, *ready(task, OnDARE(**MERGE)))
+    once = final(trainer)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert same(trainable(trainer.model), once)
+
+
+def test_a_reset_inside_a_merging_window_is_not_undone(task: Task, tmp_path: Path) -> None:
+    """Most of what is proposed after the reset at step 6 is dropped by the merge at step 8: the rest is initial."""
+    trainer = dpo(task, tmp_path, max_steps=8)
+    start = {name: tensor.clone() for name, tensor in trainable(trainer.model).items()}
+    attach(trainer, OnDARE(density=0.3, merge_weight=0.0, merge_every=4), ElasticReset(decay=1.0, reset_every=6))
+    merged = final(trainer)
+    equal = torch.cat([torch.isclose(merged[name], start[name], rtol=0, atol=1e-7).flatten() for name in start])
+    assert equal.float().mean() > 0.6  # 0.49 where the window began elsewhere

@@ -183,10 +183,14 @@ def test_a_kl_is_told_once() -> None:
     assert told() is None
     values.append(0.5 + 0.25)
     assert [told(), told()] == [0.75, None]
+    values += [float("2.0"), float("4.0")]  # two micro-batches of one step
+    assert [told(), told()] == [3.0, None]
     values.append(0.5 + 0.5)
     assert [told(), told()] == [1.0, None]
-    trainer._metrics["train"]["kl"] = [float("1.0"), float("1.0")]  # emptied, and as many again
+    trainer._metrics["train"]["kl"] = [float("1.0") for _ in range(5)]  # emptied, and as many again
     assert [told(), told()] == [1.0, None]
+    trainer._metrics["train"]["kl"] = [float("3.0"), float("5.0")]
+    assert [told(), told()] == [4.0, None]
     trainer._metrics["train"].clear()
     assert told() is None
 

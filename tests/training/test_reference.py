@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer
 
-from untaxed.callbacks import BEMA, SyncReference, WARPAnchor
+from untaxed.callbacks import BEMA, ElasticReset, SyncReference, WARPAnchor
 from untaxed.checkpoints import load_model, load_tokenizer
 from untaxed.errors import SpecError, Unsupported
 from untaxed.method import Method
@@ -348,3 +348,14 @@ def test_a_study_refuses_before_anything_is_trained(
     content = {"name": "x", "models": {"initial": "pocket"}, "algorithm": algorithm, "methods": ["plain", arm]}
     with pytest.raises((Unsupported, SpecError), match=message):
         prepare(parse_spec(content))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_average_is_shown_as_reference_only_where_no_samples_wait(tiny_task: Task, tmp_path: Path) -> None:
+    trainer = build("rloo", tiny_task, tmp_path, num_iterations=2, max_steps=7)
+    attached = attach(trainer, ElasticReset(decay=0.5, reset_every=6, reference="average"))
+    references = [theirs(trainer)]
+    attached.observer = lambda step, *, last, phase: references.append(theirs(trainer)) if phase != "after" else None
+    trainer.train()
+    assert [step for step in range(1, 8) if not same(references[step - 1], references[step])] == [2, 4, 7]
+    assert same(references[7], references[0])  # the reset of step 6, after its observation, made the average initial

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-WORKER = Path(__file__).with_name("sharded_worker.py")
+import pytest
 
 
-def test_elastic_reset_under_ddp_and_fsdp2_equals_one_process(tiny_initial: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("worker", ["sharded_worker", "gathered_worker"])
+def test_methods_under_ddp_and_fsdp2_equal_one_process(tiny_initial: Path, tmp_path: Path, worker: str) -> None:
     """Two gloo processes; the laws are asserted in the worker."""
     for backend in ("ddp", "fsdp2"):
         (tmp_path / backend).mkdir()
@@ -17,9 +18,10 @@ def test_elastic_reset_under_ddp_and_fsdp2_equals_one_process(tiny_initial: Path
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     network = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, str(Path(__file__).with_name(f"{worker}.py")), str(tiny_initial), str(tmp_path)]
     processes = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(tiny_initial), str(tmp_path)],
+            command,
             env={**os.environ, **network, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..method import check_fraction
 from ..weights import check_same
-from ._followed import followed, overwrite, snapshot_of
+from ._followed import followed, lent, overwrite, snapshot_of
 from ._settings import check_flag, check_patterns
 from ._state import COUNT, FRACTION, TENSORS, check_state, is_tensors
 
@@ -22,12 +22,12 @@ STATE = {"average": TENSORS, "steps": COUNT, "updates": COUNT, "start_share": FR
 
 
 class WeightAverage:
-    r"""Keeps an exponential average of a model's trainable parameters, in float32 on the local shard.
+    r"""Keeps an exponential average of a model's trainable parameters, in float32 or wider on the local shard.
 
     .. math:: \bar\theta \leftarrow \eta\,\bar\theta + (1 - \eta)\,\theta
 
-    The average starts at the model's present weights. It is float32 whatever the model's dtype: in bfloat16 an update
-    below the spacing of its numbers would never move it. Call `step()` after every ``optimizer.step()``.
+    The average starts at the model's present weights. It is float32 (float64 of a float64 model): in bfloat16 an
+    update below the spacing of its numbers would never move it. Call `step()` after every ``optimizer.step()``.
 
     Args:
         model: The model to follow; its parameters are looked up by name at every update. For LoRA these are the
@@ -121,15 +121,9 @@ class WeightAverage:
             model: By default the one that is followed; else one with the same parameters.
         """
         model = self._model if model is None else model
-        current = self._current(model)
-        own = {name: tensor.clone() for name, tensor in current.items()}
-        try:
-            with torch.no_grad():
-                overwrite(current, self.tensors())
+        self._current(model)  # refuses another model
+        with lent(model, self.tensors()):
             yield model
-        finally:
-            with torch.no_grad():
-                overwrite(self._current(model), own)
 
     def tensors(self) -> dict[str, Tensor]:
         """The average by parameter name: the averaged tensors themselves, or corrected copies where that is asked for.
@@ -177,7 +171,7 @@ class WeightAverage:
 
 
 def lerp(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], share: float) -> None:
-    """Moves float32 targets by a share of the way to the values: at once where dtypes and devices agree."""
+    """Moves targets, float32 or wider, by a share of the way to the values: at once where dtypes and devices agree."""
     alike = [name for name, target in targets.items() if _alike(target, values[name])]
     if alike:
         torch._foreach_lerp_([targets[name] for name in alike], [values[name] for name in alike], share)
@@ -186,11 +180,12 @@ def lerp(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], share: flo
 
 
 def _lerp_in_parts(target: Tensor, value: Tensor, share: float) -> None:
-    """Through a small float32 buffer that stays in the cache: no second copy of a tensor, let alone of all."""
+    """Through a small buffer of the target's dtype that stays in the cache: no second copy of a tensor, let alone of
+    all."""
     if not (target.is_contiguous() and value.is_contiguous()):
-        target.lerp_(value.to(target.device, torch.float32), share)
+        target.lerp_(value.to(target), share)
         return
-    buffer = torch.empty(min(PART, target.numel()), dtype=torch.float32, device=target.device)
+    buffer = torch.empty(min(PART, target.numel()), dtype=target.dtype, device=target.device)
     for own, other in zip(target.view(-1).split(PART), value.view(-1).split(PART)):
         own.lerp_(buffer[: own.numel()].copy_(other), share)
 

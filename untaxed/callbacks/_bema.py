@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import Unsupported
 from ..method import ALONE, Between, Context, Host, Method, Site
-from ..weights import check_same, snapshot, trainable
+from ..weights import check_same
+from ._followed import followed, overwrite, snapshot_of
 from ._reference import Reference, Source, reference_in
 from ._state import COUNT, TENSORS, check_state, is_count
 from ._sync_reference import check_in_time, check_steps
@@ -57,8 +58,8 @@ class BEMAState:
         \theta'_t &= \bar\theta + \alpha_t\,(\theta_t - \theta_0),
         \qquad \alpha_t = \gamma\,(1 + \max(0, t - \rho))^{-\eta}
 
-    The policy, its optimizer and frozen parameters are left alone. Cost: two float32 copies of the trainable parameters
-    and one pass an update; :math:`\theta'` is made when it is asked for.
+    The policy, its optimizer and frozen parameters are left alone. Cost: two float32 copies (float64 of what is
+    float64) of the trainable parameters and one pass an update; :math:`\theta'` is made when it is asked for.
 
     Args:
         policy: The model that trains, at its initial weights.
@@ -107,15 +108,11 @@ class BEMAState:
             update_every, average_power, correction_power, lag, multiplier, floor, start_after, schedule=schedule
         )
         self._policy = policy
-        self._average = snapshot(policy)
-        if not self._average:
-            raise ValueError(
-                f"{type(policy).__name__} has no trainable parameter; set requires_grad on what is trained"
-            )
-        self._initial = snapshot(policy)
+        self._average = snapshot_of(followed(policy))
+        self._initial = snapshot_of(self._average)
         self._reference = None if reference is None else Reference(policy, reference, small_moves=False)
         if self._reference is not None:
-            self._reference.check(trainable(policy), of="the policy")
+            self._reference.check(followed(policy), of="the policy")
         self.steps = 0
         self._waits = False
 
@@ -146,7 +143,7 @@ class BEMAState:
     def variant(self) -> dict[str, Tensor]:
         """The bias-corrected average as of this step, by full parameter name, in the parameters' dtypes."""
         values = self._corrected()
-        return {name: values[name].to(tensor) for name, tensor in trainable(self._policy).items()}
+        return {name: values[name].to(tensor) for name, tensor in followed(self._policy).items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The average, the initial weights, a written reference and the counter: what a resume needs."""
@@ -171,8 +168,8 @@ class BEMAState:
         if self._reference is not None:
             self._reference.check(state["reference"], of="the saved state")
             self._reference.load(state["reference"])
-        for mine, saved in ((self._average, state["average"]), (self._initial, state["initial"])):
-            torch._foreach_copy_(list(mine.values()), [saved[name] for name in mine])
+        overwrite(self._average, state["average"])
+        overwrite(self._initial, state["initial"])
         self.steps, self._waits = state["steps"], bool(state["waits"])
 
     def _updates(self, step: int) -> bool:
@@ -183,10 +180,10 @@ class BEMAState:
             torch._foreach_copy_(list(mine.values()), self._now())
 
     def _now(self) -> list[Tensor]:
-        """The policy's present weights in float32, in the average's order."""
-        current = trainable(self._policy)
+        """The policy's present weights in the average's dtypes and order."""
+        current = followed(self._policy)
         check_same(self._average, current, names=("the average", "the model"))
-        return [current[name].to(torch.float32) for name in self._average]
+        return [current[name].to(tensor.dtype) for name, tensor in self._average.items()]
 
     def _weight(self) -> float:
         return max(self._rule.decaying(self.steps, self._rule.average_power), self._rule.floor)

@@ -146,10 +146,13 @@ class ElasticReset(Method):
 
     def check(self, context: Context) -> None:
         last = context.max_steps
-        if last is not None and self.reset_every is not None and self.reset_every >= last and not self.reset_when:
+        setting = "reset_every" if self.skip_first else "update_every"  # where the first reset comes
+        first = getattr(self, setting)
+        by_clock = self.reset_every is not None and not self.reset_when
+        if last is not None and by_clock and context.first_free(first) >= last:
             raise Unsupported(
-                f"{self.name} would never reset: reset_every is {self.reset_every}, training has {last} "
-                "steps, and none comes at the last one; lower reset_every"
+                f"{self.name} would never reset: {setting} is {first}, training has {last} steps, and none comes at "
+                f"the last one{context.held}; lower {setting}"
             )
         asked = "kl_target" if self.kl_target is not None else "reference" if self.reference == "none" else None
         if asked and context.algorithm not in (None, "rloo", "grpo"):

@@ -15,7 +15,7 @@ from ._adaptive import AdaptiveBeta
 from ._average import WeightAverage
 from ._cycle import Cycle
 from ._elastic_reset import ElasticReset
-from ._followed import followed, overwrite, snapshot_of
+from ._followed import followed, overwrite, restart, snapshot_of
 from ._moments import Moments
 from ._state import COUNT, TENSORS, check_state
 
@@ -49,6 +49,7 @@ class ElasticResetState:
         model: The policy at its initial weights; build this after sharding or moving it.
         rule: The settings; or give them by name, see `ElasticReset`.
         host: The training around the policy, where the settings need it: the optimizer, the reference, the drift meter.
+            An optimizer that merges every few steps, or keeps float32 masters, always: else it undoes the resets.
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.zeros_(model.weight)
@@ -74,7 +75,9 @@ class ElasticResetState:
             raise Unsupported("reset_when needs a drift meter beside it: attach(trainer, DriftMeter(…), …)")
         self._rule = rule
         self._model = model
+        self._optimizer = host.optimizer
         self._lent_wrongly = False
+        self._waits = False  # a changed average that the reference does not show yet
         self._initial = self._snapshot(host) if rule.keeps_initial else {}
         self._average: WeightAverage | None = None
         if rule.target == "average":
@@ -100,7 +103,9 @@ class ElasticResetState:
         kept = rule.moments == "kept"
         self._moments = None if kept else Moments(host.optimizer, model, rule.exclude, averaged)
         self._adaptive = None if rule.kl_target is None else AdaptiveBeta(host, rule.kl_target)
-        self._reference = reference_of(host) if rule.reference == "average" else None
+        self._reference = host.reference if rule.reference == "average" else None
+        if rule.reference == "average":
+            reference_of(host)  # refuses where there is none
         if rule.reference == "none":
             if host.beta is None:
                 raise Unsupported("reference 'none' needs an algorithm whose KL term can be switched off: rloo or grpo")
@@ -130,10 +135,11 @@ class ElasticResetState:
         self.skip()
         if due:
             self._reset()
+        self._show_reference()
         return due
 
     def skip(self) -> None:
-        """Advances by one optimizer step without a reset; one that was due stays due."""
+        """Advances by one optimizer step without a reset; what was due stays due, the reference too."""
         if self._lent_wrongly:
             raise Unsupported(
                 "snapshot 'reference' needs a reference that is the initial policy to the bit, in float32; take 'copy'"
@@ -144,7 +150,7 @@ class ElasticResetState:
             self._adaptive.step()
         if self._average is not None and self._cycle.since % self._rule.update_every == 0:
             self._average.update()
-            self._show_reference()
+            self._waits = True
             if self._moments is not None:
                 self._moments.update()
 
@@ -182,6 +188,7 @@ class ElasticResetState:
             self._moments.load(state["moments"])
         if self._adaptive is not None and state.get("beta") is not None:
             self._adaptive.beta = state["beta"]
+        self._waits = True
         self._show_reference()
 
     @torch.no_grad()
@@ -189,6 +196,7 @@ class ElasticResetState:
         """The policy first, then the average: the other way around it would be a reset to the initial model."""
         target = self._initial if self._average is None else self._average.tensors()
         overwrite(followed(self._model, self._rule.exclude), target)
+        restart(self._optimizer, self._model, target)
         self._cycle.begin()
         both = self._average is not None and self._rule.resets_average_after(self._average_steps)
         if self._moments is not None:
@@ -196,7 +204,7 @@ class ElasticResetState:
         if self._average is not None and both:
             self._average.assign(self._initial)
             self._average_steps = 0
-            self._show_reference()
+            self._waits = True
 
     def _snapshot(self, host: Host) -> dict[str, Tensor]:
         own = followed(self._model, self._rule.exclude)
@@ -207,9 +215,11 @@ class ElasticResetState:
         return lent
 
     def _show_reference(self) -> None:
-        if self._reference is not None and self._average is not None:
+        if self._waits and self._reference is not None and self._average is not None:
+            self._waits = False
             average = self._average.tensors()
-            overwrite({name: self._reference[name] for name in average}, average)
+            reference = self._reference()  # looked up anew: a forward pass may have gathered a sharded one
+            overwrite({name: reference[name] for name in average}, average)
 
 
 def reference_of(host: Host) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from ..measuring.batching import Batch, batches, context_length
 from ..measuring.encoding import encode_prompts
 from ..measuring.forward import logits_at, pieces
 from ..measuring.sampling import check_prompts, sample
+from ..weights import reshard
 
 Conversation = Sequence[Mapping[str, Any]]
 MOST_BYTES = 2**32  # of the initial model's logits, kept in main memory and in every checkpoint
@@ -164,12 +165,7 @@ def apart(model: Any, tokenizer: Any) -> Iterator[None]:
         try:
             yield
         finally:
-            if several():
-                from torch.distributed.fsdp import FSDPModule
-
-                for module in model.modules():
-                    if isinstance(module, FSDPModule):
-                        module.reshard()
+            reshard(model)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import Unsupported
 from ..method import Host, Weights
-from ..weights import check_same, local
+from ..weights import check_same, local, reshard
 
 Source = nn.Module | Callable[[], Mapping[str, Tensor]]
 
@@ -20,6 +20,8 @@ def counterparts(policy: nn.Module, reference: nn.Module) -> dict[str, Tensor]:
     Raises:
         Unsupported: A tensor is missing there, lies otherwise, is tied in one of the two alone, or is the policy's own.
     """
+    reshard(policy)
+    reshard(reference)
     theirs = dict(reference.named_parameters())
     found = {}
     for name, parameter in policy.named_parameters():

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import Unsupported
 from ..method import ALONE, Between, Context, Host, Method, Site, check_fraction
-from ..weights import trainable
+from ._followed import followed
 from ._reference import Reference, Source, reference_in
 from ._state import COUNT, TENSORS, check_state
 
@@ -52,8 +52,9 @@ class SyncReferenceState:
         self._policy = policy
         self._share = share
         self._sync_every = sync_every
+        own = followed(policy)
         self._reference = Reference(policy, reference, small_moves=share < 1)
-        self._reference.check(trainable(policy), of="the policy")
+        self._reference.check(own, of="the policy")
         self.steps_since_sync = 0
         self.syncs = 0
 
@@ -66,7 +67,7 @@ class SyncReferenceState:
         due = self.due()
         self.skip()
         if due:
-            self._reference.move(trainable(self._policy), self._share)
+            self._reference.move(followed(self._policy), self._share)
             self.steps_since_sync = 0
             self.syncs += 1
         return False
@@ -167,10 +168,10 @@ class WARPAnchor(Method):
 
 def check_in_time(method: str, setting: str, steps: int, context: Context) -> None:
     """Raises `Unsupported` where the reference would first change at the last step, or after it."""
-    if context.max_steps is not None and steps >= context.max_steps:
+    if context.max_steps is not None and context.first_free(steps) >= context.max_steps:
         raise Unsupported(
             f"{method} would never change the reference: {setting} is {steps}, training has {context.max_steps} steps, "
-            "and no change comes at the last one; lower it, or train longer"
+            f"and no change comes at the last one{context.held}; lower it, or train longer"
         )
 
 

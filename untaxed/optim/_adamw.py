@@ -158,6 +158,15 @@ class MergingAdamW(Optimizer):
                 item.step, item.moments = int(item.state["step"]), moments_of(item)
                 self._steps.close_window(item)
 
+    @torch.no_grad()
+    def restart(self, parameters: Iterable[Tensor]) -> None:
+        """Somebody replaced these parameters' weights: their merging windows begin anew there, and so do masters."""
+        for parameter in parameters:
+            state = self.state.get(parameter, {})
+            state.pop("at_merge", None)
+            if "master" in state:
+                state["master"].copy_(parameter.detach())
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during training; the delta's identity among it, its tensors not."""
         state = super().state_dict()

@@ -56,6 +56,10 @@ class MergeUpdate:
         """Merges what was proposed since the last merge; None when nothing was."""
         return self._merged(torch.zeros_like(old), old, entry, state, flush=True) if "at_merge" in state else None
 
+    def restart(self, state: MutableMapping[str, Any]) -> None:
+        """The weights were replaced: what was proposed since the last merge is gone, and the window begins there."""
+        state.pop("at_merge", None)
+
     def check(self, entries: Sequence[Entry]) -> None:
         """Raises before the step where a setting is wrong, or the delta does not fit; each parameter's once."""
         merging = {entry.place.name: Merging(**entry.settings) for entry in entries}

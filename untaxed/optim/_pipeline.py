@@ -166,6 +166,17 @@ class Pipeline(torch.optim.Optimizer):
             if moved and self._sites["displacement"]:
                 self._displace(live)
 
+    def restart(self, parameters: Iterable[Tensor]) -> None:
+        """Somebody replaced these parameters' weights: merging windows begin anew there."""
+        given = list(parameters)
+        chosen = {id(parameter) for parameter in given}
+        for live in self._lives(all=True):
+            for function in self._sites["update"] if id(live.parameter) in chosen else ():
+                if hasattr(function.rule, "restart") and function.key in live.own:
+                    function.rule.restart(live.own[function.key])
+        if hasattr(self.base, "restart"):
+            self.base.restart(given)
+
     def state_dict(self) -> dict[str, Any]:
         """The base's, with every parameter's state split into ``base`` and ``pipeline``.
 

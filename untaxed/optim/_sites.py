@@ -45,7 +45,8 @@ Rule = Callable[..., Tensor]
 state)``. It returns a new tensor; ``state`` is its own dict for this parameter, saved with the optimizer.
 
 It may have ``defaults`` (hyperparameters for the groups), ``check(entries)`` (raises before anything is changed) and,
-at site update, ``flush(old, entry, state)`` (the update that is still owed, or None)."""
+at site update, ``flush(old, entry, state)`` (the update that is still owed, or None) and ``restart(state)`` (somebody
+replaced the weights: nothing is owed any more)."""
 
 
 class Function(NamedTuple):

@@ -21,6 +21,7 @@ from ..measuring.suite_spec import SuiteSpec, reward_files
 from ..method import Context
 from ..rows import RowsSource
 from ..training import ALGORITHMS, Task, check_arguments, check_training
+from ..training.arguments import free_every
 from ..training.host import check_together
 from ..training.reference import check_reference_arguments
 from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs
@@ -157,7 +158,12 @@ def prepare(spec: StudySpec) -> Bench:
     arguments = _arguments(spec, task)
     bench = Bench(spec, task, arms, arguments, _every(spec), _aligned(spec, task))
     name = spec.algorithm.name if spec.algorithm else None
-    context = Context(name, arguments.get("max_steps"), has_pretrained=task.pretrained is not None)
+    context = Context(
+        name,
+        arguments.get("max_steps"),
+        has_pretrained=task.pretrained is not None,
+        free_every=1 if name is None else free_every(name, arguments),
+    )
     check_arms(arms, context)
     if name is not None:
         for setting in (setting for arm in arms for setting in arm.settings):

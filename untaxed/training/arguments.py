@@ -134,6 +134,15 @@ def to_config(row: Algorithm, arguments: Mapping[str, Any], world_size: int | No
     return {**config, **row.fixed}
 
 
+def free_every(name: str, arguments: Mapping[str, Any]) -> int:
+    """Optimizer steps from one at which no on-policy samples wait to the next, of checked arguments."""
+    row = algorithm(name)
+    if not row.on_policy:
+        return 1
+    config = to_config(row, arguments)
+    return int(config["generation_batch_size"] // arguments["batch_size"] * config.get("num_iterations", 1))
+
+
 def _set_generation(row: Algorithm, config: dict[str, Any], batch: int, at_once: int) -> None:
     """Completions are sampled for whole optimizer steps, so that there are steps at which none are left over."""
     if "steps_per_generation" in config and "generation_batch_size" in config:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from ..callbacks._followed import overwrite
+from ..callbacks._followed import lent
 from ..callbacks._state import COUNT, Check, check_state
 from ..errors import StoreError, Unsupported
 from ..method import Between, Method, Shown
@@ -118,11 +118,12 @@ class Attached:
         self._trainer = trainer
         self._live: list[Between] = []
         self._said = False
+        self._began = False
         self._meter: Any = None
         self._resetting: list[Any] = []
         self._loaded: Mapping[str, Any] | None = None
         self.in_step = InStep(trainer)
-        self._hooks = Hooks(self)
+        self._hooks = Hooks(self, trainer)
         trainer.add_callback(self._hooks)
 
     def describe(self) -> dict[str, Any]:
@@ -181,7 +182,17 @@ class Attached:
         self.load_state_dict(read_state(Path(directory) / FOLDER, rank=rank, world=world))
 
     def begin(self, model: nn.Module, step: int, max_steps: int) -> None:
-        """Binds the methods to the policy; called when training begins, after sharding and loading."""
+        """Binds the methods to the policy; called when training begins, after sharding and loading.
+
+        Raises:
+            Unsupported: A method cannot work, or the policy has been trained already and is not resumed.
+        """
+        if self._began and not step and any(method.acts - {"loss"} for method in self.methods):
+            raise Unsupported(
+                "train() was called again on a trainer whose policy has moved, which the methods would take for the "
+                "initial model; go on with train(resume_from_checkpoint=…), or build a new trainer and attach to it"
+            )
+        self._live = []  # of an earlier train(): what is loaded below is for the new ones
         for method in self.methods:
             check_settings(self._trainer, method, max_steps=max_steps)
         if self.methods:
@@ -209,6 +220,7 @@ class Attached:
         No reset at the last step, where nothing could recover from it, nor while samples of the old policy wait to be
         learned from; a reset that is due then comes at the next step that is free. The same holds for a reference.
         """
+        self._began = True
         if last:
             self.in_step.flush()
         if self._meter is not None:
@@ -223,11 +235,12 @@ class Attached:
         due = [live for _, live in acting if live.due()]
         replaces = free and any(method.resets for method, live in acting if live in due)
         for method, live in acting:
-            if live not in due:
-                live.step()
-            elif not free:
-                self._say_held(method, step, last=last)
+            if not free:
+                if live in due:
+                    self._say_held(method, step, last=last)
                 live.skip()
+            elif live not in due:
+                live.step()
         self.steps_since_reset += 1
         if self.observer is not None:
             self.observer(step, last=last, phase="before" if replaces else None)
@@ -245,18 +258,8 @@ class Attached:
         """
         model = policy(self._trainer)
         given = [live.variant() for live in self._live if isinstance(live, Shown)]
-        if not given:
+        with lent(model, given[-1] if given else {}):
             yield model
-            return
-        current = {name: tensor for name, tensor in trainable(model).items() if name in given[-1]}
-        own = {name: tensor.clone() for name, tensor in current.items()}
-        try:
-            with torch.no_grad():
-                overwrite(current, given[-1])
-            yield model
-        finally:
-            with torch.no_grad():
-                overwrite(current, own)
 
     def drift(self) -> dict[str, float]:
         """The last readings of the drift meter by measure, and their ``step``; empty before the first."""

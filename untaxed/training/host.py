@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,15 @@ def samples_waiting(trainer: Trainer) -> bool:
         return False
     taken = trainer._step  # type: ignore[attr-defined]  # micro-batches since the (re)start, TRL's own count
     return bool(taken % (args.steps_per_generation * args.num_iterations))
+
+
+def free_every(trainer: Trainer) -> int:
+    """Optimizer steps from one at which no samples wait to the next; 1 where none ever do."""
+    args: Any = trainer.args
+    if not hasattr(args, "steps_per_generation"):
+        return 1
+    micro_batches = args.steps_per_generation * args.num_iterations
+    return micro_batches // math.gcd(micro_batches, args.gradient_accumulation_steps)
 
 
 def check_trainer(trainer: object) -> None:
@@ -152,6 +162,7 @@ def _context(trainer: Trainer) -> Context:
         max_steps=trainer.args.max_steps if trainer.args.max_steps > 0 else None,
         backend=backend(trainer),
         lora=hasattr(trainer.model, "peft_config"),
+        free_every=free_every(trainer),
     )
 
 

@@ -59,7 +59,10 @@ class InStep:
 
     def _create(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         made = self._inner(*args, **kwargs)
-        if made is self.optimizer:
+        bare = made
+        while bare is not self.optimizer and hasattr(bare, "optimizer"):
+            bare = bare.optimizer
+        if bare is self.optimizer:  # this trainer trains again, with ours in accelerate's wrapper
             return made
         model = (args[0] if args else kwargs.get("model")) or self._trainer.model
         assert isinstance(model, nn.Module)

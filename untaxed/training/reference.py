@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..callbacks._reference import counterparts
 from ..errors import Unsupported
 from ..method import Method
-from ..weights import local
+from ..weights import local, reshard
 from .algorithms import ALGORITHMS, algorithm
 from .host import backend, policy
 
@@ -75,6 +75,7 @@ def reference_tensors(trainer: Trainer) -> dict[str, Tensor]:
         return counterparts(model, trainer.accelerator.unwrap_model(reference))
     if not hasattr(model, "peft_config"):
         raise Unsupported(f"{type(trainer).__name__} keeps no reference model; with beta above 0 it has one")
+    reshard(model)
     own = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if REFERENCE not in model.peft_config:
         _add_adapter(model, own)

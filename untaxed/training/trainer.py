@@ -16,7 +16,7 @@ from ..checkpoints import disk_is_full, load_model, load_tokenizer, no_bars
 from ..errors import CheckpointError, DataError, RunFailed, SpecError, UntaxedError, last_line, require
 from ..method import Context, Method
 from .algorithms import Algorithm, algorithm
-from .arguments import check_arguments, to_config
+from .arguments import check_arguments, free_every, to_config
 from .data import as_reward_function, check_preferences, check_prompts, holds_messages, take_apart
 from .defaults import LARGE, machine_defaults, no_telemetry
 from .host import policy
@@ -56,7 +56,12 @@ def make_trainer(
     """
     row = algorithm(name)
     chosen = _arguments(row, arguments, task, methods)
-    context = Context(row.name, chosen["max_steps"], has_pretrained=task.pretrained is not None)
+    context = Context(
+        row.name,
+        chosen["max_steps"],
+        has_pretrained=task.pretrained is not None,
+        free_every=free_every(row.name, chosen),
+    )
     for method in methods:
         method.check(context)
     model, tokenizer = load_model(task.initial), load_tokenizer(task.initial)
