@@ -164,9 +164,10 @@ def test_a_plan_says_what_will_be_done_and_touches_nothing(models: list[str], tm
 def test_memory_depends_on_blocks_and_not_on_models(models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(every(models)["linear"], workers=3)
     largest = max(kind.numel for kind in plan.kinds.values())
-    assert plan.peak_bytes == 3 * largest * 4 * (3 + planning.BESIDE)
+    blocks = 3 * (3 + planning.BESIDE) * planning.KEPT
+    assert plan.peak_bytes == blocks * largest * 4
     monkeypatch.setattr(planning, "BLOCK", 1024)
-    assert plan.peak_bytes == 3 * 1024 * 4 * (3 + planning.BESIDE)
+    assert plan.peak_bytes == blocks * 1024 * 4
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("torch failed")])

@@ -29,6 +29,14 @@ class FittedSource(Source):
         self.kinds = kinds
         self._source, self._leader, self._theirs = source, leader, theirs
 
+    @property
+    def nbytes_beside(self) -> int:
+        return self._source.nbytes_beside
+
+    @property
+    def held_bytes(self) -> int:
+        return self._source.held_bytes
+
     def tied_to(self, name: str) -> str | None:
         return None if name in self.kinds else self._source.tied_to(name)
 

@@ -54,6 +54,18 @@ class AdapterSource(Source):
         self._held: dict[str, tuple[Tensor, Tensor]] = {}
         self._lock = threading.Lock()
 
+    @property
+    def nbytes_beside(self) -> int:
+        return self._adapter.nbytes
+
+    @property
+    def held_bytes(self) -> int:
+        sizes = sorted(
+            4 * sum(self._adapter.kinds[key].numel for key in (factors.up, factors.down))
+            for factors in self._parts.factors.values()
+        )
+        return 2 * sum(sizes[-HELD:])  # and while they are made contiguous
+
     def tied_to(self, name: str) -> str | None:
         return None if name in self.kinds else self._base.tied_to(name)
 

@@ -85,3 +85,13 @@ class Source(ABC):
     def nbytes(self) -> int:
         """Bytes to read for all tensors once."""
         return sum(kind.nbytes for kind in self.kinds.values())
+
+    @property
+    def nbytes_beside(self) -> int:
+        """Bytes to read beside those of `kinds`: of an adapter."""
+        return 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that reading keeps, at most: an adapter's factors of a few tensors."""
+        return 0

@@ -20,13 +20,14 @@ class Angles:
 
     Args:
         models: How many.
+        total: Entries of the whole tensor.
         deltas: True: of what they are beyond the base.
     """
 
-    def __init__(self, models: int, *, deltas: bool) -> None:
+    def __init__(self, models: int, total: int, *, deltas: bool) -> None:
         self._models, self._deltas = models, deltas
         self._pairs = list(combinations_with_replacement(range(models), 2))
-        self._sums = Sums(len(self._pairs))
+        self._sums = Sums(len(self._pairs), total)
         self.products: list[list[float]] = []  # (models, models), after the pass
 
     def take(self, models: Sequence[Tensor], base: Tensor | None, offset: int) -> None:

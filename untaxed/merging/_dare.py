@@ -74,7 +74,7 @@ class DareRule(Rule):
             check_density(density)
 
     def survey(self, total: int, *, name: str = "") -> Magnitudes | None:
-        return Magnitudes(self, name) if self._surveyed else None
+        return Magnitudes(self, total, name) if self._surveyed else None
 
     def combine(
         self, models: Sequence[Tensor], base: Tensor | None, *, survey: Survey | None, name: str, offset: int
@@ -121,9 +121,9 @@ class DareRule(Rule):
 class Magnitudes:
     """A survey of the sums of magnitudes of each model's delta, and of what its mask keeps."""
 
-    def __init__(self, rule: DareRule, name: str) -> None:
+    def __init__(self, rule: DareRule, total: int, name: str) -> None:
         self._rule, self._name = rule, name
-        self._sums = Sums(2 * len(rule.weights))
+        self._sums = Sums(2 * len(rule.weights), total)
         self.ratios: list[float] = []  # all / kept, one a model, after the pass
 
     def take(self, models: Sequence[Tensor], base: Tensor | None, offset: int) -> None:

@@ -38,7 +38,7 @@ class ModelStockRule(Rule):
         return 2
 
     def survey(self, total: int, *, name: str = "") -> Angles:
-        return Angles(self.models, deltas=True)
+        return Angles(self.models, total, deltas=True)
 
     def combine(
         self, models: Sequence[Tensor], base: Tensor | None, *, survey: Survey | None, name: str, offset: int

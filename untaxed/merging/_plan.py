@@ -20,8 +20,10 @@ from ._resolve import Resolved, Taken, resolve
 from ._rule import BLOCK, Rule
 
 MOST_WORKERS = 8
-BESIDE = 4  # blocks that a worker has beside those of the parents: intermediate results, what is written
-COUNTED = 40 * 2**20  # bytes of histograms and lists of the largest entries, a model that is trimmed
+BESIDE = 6  # blocks that a worker has beside those of the parents: intermediate results, what is written
+KEPT = 2  # times what is in use: what malloc keeps for the next block, in pieces that do not fit
+COUNTED = 8 * 2**20  # bytes of histograms and lists of the largest entries, a model that is trimmed
+SUMMED = 4096  # entries a sum
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Plan:
     @property
     def read_bytes(self) -> tuple[int, int]:
         """Bytes to read, at least and at most: some merges must see a whole tensor first, more than once."""
-        least = most = 0
+        least = most = sum(parent.nbytes_beside for parent in self.parents.values())
         for one in self.tensors:
             nbytes = sum(self.parents[taken.parent].kind(taken.name).nbytes for taken in _taken(one))
             looks = one.rule is not None and one.rule.passes > 1 and self.kinds[one.name].dtype.is_floating_point
@@ -71,14 +73,18 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Memory beside the interpreter's, at most: a few blocks a worker, however large the models are."""
-        return self.workers * max(self._held(one) for one in self.tensors)
+        """Memory beside the interpreter's, at most: a few blocks a worker, however large the models are.
+
+        And the factors of a few tensors of every LoRA adapter.
+        """
+        held = sum(parent.held_bytes for parent in self.parents.values())
+        return held + self.workers * max(self._held(one) for one in self.tensors)
 
     def _held(self, one: Resolved) -> int:
-        taken = _taken(one)
-        block = min(BLOCK, self.kinds[one.name].numel) * max(4, self.kinds[one.name].dtype.itemsize)
-        counted = COUNTED * len(taken) if one.rule is not None and one.rule.passes > 2 else 0
-        return block * (len(taken) + BESIDE) + counted
+        count, kind, passes = len(_taken(one)), self.kinds[one.name], 1 if one.rule is None else one.rule.passes
+        block = min(BLOCK, kind.numel) * max(4, kind.dtype.itemsize)
+        sums = 8 * count * count * -(-kind.numel // SUMMED) if passes == 2 else 0
+        return KEPT * block * (count + BESIDE) + sums + (COUNTED * count if passes > 2 else 0)
 
     def blocks(self) -> list[tuple[str, str, int]]:
         """The numbers of every block: which tensors, what happens to them, and how many they are.

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 20  # entries of one block, here and in the streaming engine
+BLOCK = 1 << 19  # entries of one block, here and in the streaming engine
 
 
 class Survey(Protocol):

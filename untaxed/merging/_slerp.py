@@ -38,7 +38,7 @@ class SlerpRule(Rule):
         return 2
 
     def survey(self, total: int, *, name: str = "") -> Angles:
-        return Angles(len(self.weights), deltas=False)
+        return Angles(len(self.weights), total, deltas=False)
 
     def combine(
         self, models: Sequence[Tensor], base: Tensor | None, *, survey: Survey | None, name: str, offset: int

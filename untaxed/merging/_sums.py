@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,21 +17,23 @@ class Sums:
 
     Args:
         count: How many sums.
+        total: Entries of the whole tensor.
     """
 
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._runs: dict[int, Tensor] = {}  # place -> (count, runs)
+    def __init__(self, count: int, total: int) -> None:
+        # made once: small pieces that stay, between large ones that go, would keep malloc from giving these back
+        self._runs = np.zeros((count, -(-total // BLOCK)))
 
     def add(self, offset: int, terms: Sequence[Tensor]) -> None:
         """Takes a flat float64 part of each; ``offset`` is its place, a multiple of 4,096."""
-        self._runs[offset] = torch.stack([_in_runs(term) for term in terms]).cpu()
+        place = offset // BLOCK
+        for row, term in zip(self._runs, terms, strict=True):
+            sums = _in_runs(term).cpu().numpy()
+            row[place : place + sums.size] = sums
 
     def total(self) -> list[float]:
         """The sums."""
-        if not self._runs:
-            return [0.0] * self._count
-        return [math.fsum(runs) for runs in torch.cat([self._runs[at] for at in sorted(self._runs)], dim=1).tolist()]
+        return [math.fsum(runs) for runs in self._runs.tolist()]
 
 
 def _in_runs(values: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class WarpRule(Rule):
         return 2
 
     def survey(self, total: int, *, name: str = "") -> Angles:
-        return Angles(len(self.weights), deltas=True)
+        return Angles(len(self.weights), total, deltas=True)
 
     def combine(
         self, models: Sequence[Tensor], base: Tensor | None, *, survey: Survey | None, name: str, offset: int
