@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, Literal, Protocol, Self, get_type_hints, runtime_checkable
@@ -200,6 +200,11 @@ class Method:
         return self.needs
 
     @property
+    def trainings(self) -> int:
+        """How many trainings, each with a seed of its own, a variant is made of: its `members`, else one."""
+        return int(getattr(self, "members", 1)) if "members" in self.needed else 1
+
+    @property
     def writes_reference(self) -> bool:
         """True when these settings change the KL term's reference or count on it; only one method of a training may."""
         return False
@@ -234,3 +239,7 @@ class Method:
     def after(self, initial: Weights, aligned: Weights) -> dict[str, Tensor]:
         """Site `after`: the variant's weights, new tensors with the names and dtypes of `aligned`."""
         raise NotImplementedError(f"{self.name} does not act after training")
+
+    def merge(self, initial: Weights, members: Sequence[Weights]) -> dict[str, Tensor]:
+        """Site `after` in the place of `after`, where the method needs `members`: one model of as many trainings."""
+        raise NotImplementedError(f"{self.name} does not merge several trainings")

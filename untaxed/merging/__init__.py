@@ -24,6 +24,7 @@ from ._hma import Learned as Learned
 from ._hma import learn_ratios as learn_ratios
 from ._linear import LinearRule as LinearRule
 from ._linear import linear as linear
+from ._model_stock import ModelStock as ModelStock
 from ._model_stock import ModelStockRule as ModelStockRule
 from ._model_stock import model_stock as model_stock
 from ._output_config import output_config as output_config
@@ -59,5 +60,6 @@ from ._task_arithmetic import task_arithmetic as task_arithmetic
 from ._ties import TIES as TIES
 from ._ties import TiesRule as TiesRule
 from ._ties import ties as ties
+from ._warp import WARP as WARP
 from ._warp import WarpRule as WarpRule
 from ._warp import warp as warp

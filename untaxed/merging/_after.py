@@ -1,6 +1,8 @@
-"""A rule over all tensors of the two models that a study has: `initial` and `aligned`."""
+"""A rule over all tensors of the models that a study has: `initial`, and `aligned` of one training or of several."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -23,3 +25,23 @@ def after(rule: Rule, initial: Weights, aligned: Weights) -> dict[str, Tensor]:
         for name, end in aligned.items()
     }
     return {name: merged(rule, models, base, name=name) for name, (models, base) in given.items()}
+
+
+def check_members(members: int) -> None:
+    """Raises `ValueError` unless a method is given as many trainings as there is something to merge."""
+    if members < 2:
+        raise ValueError(f"members must be at least 2, got {members}: one training leaves nothing to merge")
+
+
+def after_all(rule: Rule, initial: Weights, members: Sequence[Weights]) -> dict[str, Tensor]:
+    """Merges the weights of several trainings; the initial ones, with which all began, are the base.
+
+    Returns:
+        New tensors with the first training's names, dtypes and devices; integer and boolean ones are its, copied.
+    Raises:
+        ValueError: Names or shapes differ, or the rule is for another number of trainings.
+    """
+    rule.check(len(members))
+    for number, weights in enumerate(members):
+        check_same(initial, weights, names=("initial", f"aligned {number}" if number else "aligned"))
+    return {name: merged(rule, [one[name] for one in members], initial[name], name=name) for name in members[0]}

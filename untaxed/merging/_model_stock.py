@@ -10,6 +10,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..method import Method, Need, Site, Weights
+from ._after import after_all, check_members
 from ._angles import Angles, cosine
 from ._rule import Rule, Survey, merged
 from ._task_arithmetic import moved
@@ -82,3 +84,27 @@ def model_stock(models: Sequence[Tensor], base: Tensor) -> Tensor:
         cast back once.
     """
     return merged(ModelStockRule(len(models)), models, base)
+
+
+@dataclass(frozen=True)
+class ModelStock(Method):
+    """Averages several trainings that differ in their seed, and goes back to initial as far as they disagree.
+
+    Args:
+        members: How many trainings, at least 2; the first is the arm's own run.
+    """
+
+    name: ClassVar[str] = "model_stock"
+    title: ClassVar[str] = "Model Stock"
+    source: ClassVar[str] = "Jang et al. 2024, arXiv:2403.19522"
+    summary: ClassVar[str] = "averages several trainings, as far from initial as the angle between them says"
+    acts: ClassVar[frozenset[Site]] = frozenset({"after"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"members"})
+
+    members: int
+
+    def __post_init__(self) -> None:
+        check_members(self.members)
+
+    def merge(self, initial: Weights, members: Sequence[Weights]) -> dict[str, Tensor]:
+        return after_all(ModelStockRule(self.members), initial, members)

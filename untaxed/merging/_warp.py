@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..method import check_fraction
+from ..method import Method, Need, Site, Weights, check_fraction
+from ._after import after_all, check_members
 from ._angles import Angles, along_the_arc, check_shares
 from ._combining import spread
 from ._rule import Rule, Survey, merged
@@ -79,3 +80,30 @@ def warp(
     Differs: one angle a tensor, where the paper takes one a layer; see `slerp` for deltas that are parallel.
     """
     return merged(WarpRule(spread(weights, len(models)), initial_share), models, initial)
+
+
+@dataclass(frozen=True)
+class WARP(Method):
+    """Merges several trainings that differ in their seed on their arc, and goes part of the way back to initial.
+
+    Args:
+        members: How many trainings, at least 2; the first is the arm's own run.
+        initial_share: Share of ``initial`` in the end, in [0, 1].
+    """
+
+    name: ClassVar[str] = "warp"
+    title: ClassVar[str] = "WARP"
+    source: ClassVar[str] = "Ramé et al. 2024, arXiv:2406.16768"
+    summary: ClassVar[str] = "the deltas of several trainings meet on their arc, then go part of the way back to initial"
+    acts: ClassVar[frozenset[Site]] = frozenset({"after"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"members"})
+
+    members: int
+    initial_share: float = 0.7
+
+    def __post_init__(self) -> None:
+        check_members(self.members)
+        check_fraction("initial_share", self.initial_share)
+
+    def merge(self, initial: Weights, members: Sequence[Weights]) -> dict[str, Tensor]:
+        return after_all(WarpRule((1.0,) * self.members, self.initial_share), initial, members)

@@ -2,6 +2,8 @@
 
 An *arm* is an item of `methods`; a *setting* is one choice of its swept values; a *run* is one training, shared by all
 settings whose training part is equal. Methods that act after training make *variants* of a run's kept checkpoints.
+A variant of several trainings is one of its arm's run; its *members* beside it are further runs, trained alike with
+seeds of their own, and no points of any arm.
 """
 
 from __future__ import annotations
@@ -59,18 +61,55 @@ class ArmPlan:
 
 
 @dataclass(frozen=True)
+class Member:
+    """Whose member a run is.
+
+    Attributes:
+        main: The key of the run in which variants of it are points.
+        seed: That run's seed.
+        number: From 1; the run itself is number 0.
+    """
+
+    main: str
+    seed: int
+    number: int
+
+
+@dataclass(frozen=True)
 class RunPlan:
-    """One training, with the variants that the arms want of its kept checkpoints."""
+    """One training, with the variants that the arms want of its kept checkpoints.
+
+    Attributes:
+        members: The keys of the further runs that some of the variants are made of, in order.
+        member: Whose member this run is; None where it is a run of an arm.
+    """
 
     key: str
     seed: int
     training: Chain
     variants: tuple[Chain, ...]
+    members: tuple[str, ...] = ()
+    member: Member | None = None
 
-    def wanted(self, keep: Sequence[str]) -> list[tuple[Chain, str, str]]:
-        """(methods, kind of kept checkpoint, the point's name) of every variant that the arms want."""
+    def wanted(self, keep: Sequence[str], *, merges: bool | None = None) -> list[tuple[Chain, str, str]]:
+        """(methods, kind of kept checkpoint, the point's name) of every variant that the arms want.
+
+        Args:
+            keep: The kinds of kept checkpoints.
+            merges: Only the variants of several trainings, or only those of this one alone; None: all.
+        """
         kinds = [kind for kind in keep if kind != "all"]
-        return [(after, of, variant_name(after, of)) for after in self.variants for of in kinds]
+        chains = [after for after in self.variants if merges in (None, trainings(after) > 1)]
+        return [(after, of, variant_name(after, of)) for after in chains for of in kinds]
+
+    def made_of(self, after: Chain) -> tuple[str, ...]:
+        """The keys of the runs that a variant is made of, this one first."""
+        return (self.key, *self.members[: trainings(after) - 1])
+
+    @property
+    def whose(self) -> str:
+        """ "seed 0", "seed 0, member 1": which run of its arm it is."""
+        return f"seed {self.seed}" if self.member is None else f"seed {self.member.seed}, member {self.member.number}"
 
 
 def plan_arms(methods: Sequence[Any], *, where: str = "") -> tuple[ArmPlan, ...]:
@@ -98,6 +137,8 @@ def _arm(item: Any, where: str) -> ArmPlan:
         )
     if len(set(names)) < len(names):
         raise SpecError(f"{where}: a method stands twice in one arm")
+    if len(merging := [part.name for part in parts if "members" in part.row.needs]) > 1:
+        raise SpecError(f"{where}: {' and '.join(merging)} each make one model of all members; give each an arm")
     written = [{part.name: part.given} for part in parts]
     return ArmPlan(" + ".join(names), names, written, tuple(_settings(parts)))
 
@@ -162,6 +203,11 @@ def check_arms(arms: Sequence[ArmPlan], context: Context) -> None:
                     f"methods: {method.name} acts during training, and a study of given checkpoints trains nothing;"
                     " leave it out, or give `algorithm` in place of `models.aligned`"
                 )
+            if context.algorithm is None and method.trainings > 1:
+                raise SpecError(
+                    f"methods: {method.name} merges {method.trainings} trainings, and given checkpoints belong to one;"
+                    " merge those of several trainings with `untaxed merge` and give what comes out"
+                )
             if "pretrained" in method.needed and not context.has_pretrained:
                 raise SpecError(f"methods: {method.name} needs models.pretrained, which is not given")
             method.check(context)
@@ -178,8 +224,30 @@ def plan_runs(arms: Sequence[ArmPlan], seeds: Sequence[int], identity: Any) -> d
         key = run_key(identity, setting.training, seed)
         run = runs.get(key) or RunPlan(key, seed, setting.training, ())
         new = (setting.after,) if setting.after and setting.after not in run.variants else ()
-        runs[key] = replace(run, variants=run.variants + new)
+        members = max(run.members, member_keys(identity, setting, seed), key=len)
+        runs[key] = replace(run, variants=run.variants + new, members=members)
+    for run in list(runs.values()):
+        for number, key in enumerate(run.members, start=1):
+            whose = Member(run.key, run.seed, number)
+            runs.setdefault(key, RunPlan(key, member_seed(run.seed, number), run.training, (), member=whose))
     return runs
+
+
+def trainings(after: Chain) -> int:
+    """How many trainings a variant is made of."""
+    return max((method.trainings for method in after), default=1)
+
+
+def member_seed(seed: int, number: int) -> int:
+    """The seed of a member's training: it depends on the run's seed and the member's number alone."""
+    digest = hashlib.sha256(f"member {number} of seed {seed}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1  # below 2**31: some libraries add a process's number
+
+
+def member_keys(identity: Any, setting: SettingPlan, seed: int) -> tuple[str, ...]:
+    """The keys of the members that a setting needs beside its run."""
+    numbers = range(1, trainings(setting.after))
+    return tuple(run_key(identity, setting.training, member_seed(seed, number)) for number in numbers)
 
 
 def run_key(identity: Any, training: Chain, seed: int) -> str:

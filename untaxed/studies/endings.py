@@ -44,7 +44,7 @@ def _listed(names: Sequence[str]) -> str:
 def save_complete(store: Store, run: RunPlan, points: Points, lacking: Sequence[Lacking] = ()) -> None:
     """Writes the files of a run whose training is complete."""
     directory = store.run(run.key)
-    about = {"version": VERSION, "key": run.key, "status": "done", "why": None, "seed": run.seed}
+    about = {**_about(run), "status": "done", "why": None}
     costs = {"seconds": points.seconds, **(points.outcome or {})}
     points.save(directory, {**about, "methods": described(run.training), **costs, "lacking": list(lacking)})
     remove(directory / "resume")
@@ -61,6 +61,7 @@ def record_failure(
     details: str = "",
     notes: Sequence[str] = (),
     final: bool = False,
+    merging: bool = False,
 ) -> str:
     """Keeps a run that stopped, with its reason.
 
@@ -73,6 +74,7 @@ def record_failure(
         details: For ``error.txt``.
         notes: Warnings that came up on the way.
         final: Whether a resumed training would fail again, as one that diverged.
+        merging: Whether it was about the run's variants of several trainings, or about all else.
     Returns:
         What to tell the user.
     """
@@ -82,9 +84,11 @@ def record_failure(
     result, progress = store.result(run.key), Points.load_progress(directory)
     complete = result is not None and result["status"] == "done"
     points = Points(result["points"]) if complete and result else progress
-    lacking = [lack(after, of, why) for after, of, name in run.wanted(keep) if name not in points.names()]
+    wanted = run.wanted(keep, merges=merging)
+    lacking = [lack(after, of, why) for after, of, name in wanted if name not in points.names()]
     if complete:
-        write_json(directory / "result.json", {**(result or {}), "lacking": lacking})
+        noted = [*noted_otherwise(store, run, keep), *lacking] if merging else lacking
+        write_json(directory / "result.json", {**(result or {}), "lacking": noted})
     elif progress.outcome is not None:
         save_complete(store, run, progress, lacking)
     else:
@@ -95,8 +99,27 @@ def record_failure(
     return lacking_in_words(lacking) if lacking and (complete or progress.outcome is not None) else why
 
 
+def noted_otherwise(store: Store, run: RunPlan, keep: Sequence[str]) -> list[Lacking]:
+    """What is noted as lacking of a complete run, its variants of several trainings left aside."""
+    merges = {name for _, _, name in run.wanted(keep, merges=True)}
+    return [one for one in (store.result(run.key) or {}).get("lacking", []) if one["name"] not in merges]
+
+
+def _about(run: RunPlan) -> dict[str, Any]:
+    """What a result says of which run it is."""
+    about = {"version": VERSION, "key": run.key, "seed": run.seed}
+    return about if run.member is None else {**about, "member": {"seed": run.member.seed, "number": run.member.number}}
+
+
+def whose(result: Mapping[str, Any]) -> str:
+    """ "seed 0", "seed 0, member 1": which run of its arm a result is of."""
+    if (member := result.get("member")) is None:
+        return f"seed {result['seed']}"
+    return f"seed {member['seed']}, member {member['number']}"
+
+
 def _write_failed(store: Store, run: RunPlan, why: str, notes: Sequence[str]) -> None:
-    about = {"version": VERSION, "key": run.key, "status": "failed", "why": why, "seed": run.seed}
+    about = {**_about(run), "status": "failed", "why": why}
     costs = {"seconds": None, "train_seconds": None, "peak_bytes": None}
     content = {"methods": described(run.training), "notes": list(notes), "points": [], **costs}
     write_json(store.run(run.key) / "result.json", {**about, **content})
@@ -121,4 +144,9 @@ def has_weights(store: Store, key: str, point: Point) -> bool:
 def lacks_weights(store: Store, run: RunPlan, points: Points, keep: Sequence[str]) -> bool:
     """Whether a run has to be trained again, since variants are wanted of a checkpoint whose weights were not kept."""
     kinds = {of for _, of, name in run.wanted(keep) if name not in points.names()}
-    return any(not has_weights(store, run.key, points.get(points.kept(of))) for of in kinds)
+    return lacks_kept(store, run.key, points, kinds)
+
+
+def lacks_kept(store: Store, key: str, points: Points, kinds: Iterable[str]) -> bool:
+    """Whether the weights of a kept checkpoint of one of these kinds are gone."""
+    return any(not has_weights(store, key, points.get(points.kept(of))) for of in kinds)

@@ -101,6 +101,10 @@ def _run(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
     execute_run(bench, store, bench.runs[job["key"]], listen, again=job.get("again", False))
 
 
+def _merge(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
+    execute_run(bench, store, bench.runs[job["key"]], listen, merging=True)
+
+
 def _test(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
     measure_test(bench, store, bench.runs[job["key"]], job["points"], listen)
 
@@ -120,6 +124,7 @@ JOBS: Mapping[str, Callable[[Bench, Store, Job, Listener], Any]] = {
     "build": _build,
     "initial": _initial,
     "run": _run,
+    "merge": _merge,
     "test": _test,
     "probe": _probe,
 }

@@ -3,7 +3,8 @@
 1. Train from the start, or from the last state of an interrupted run; at every moment that is observed the weights and
    what was measured on them are kept.
 2. Make and measure the variants that the arms want of the kept checkpoints (see `studies.variants`).
-3. Write the result, last; remove the resume state. Variants of arms that come later are added to it one by one.
+3. Write the result, last; remove the resume state. Variants of arms that come later are added to it one by one, and so
+   are those that are made of several runs, when all of these have ended.
 
 Every part looks at what is there and does the rest, so that any of them may be killed and called again.
 """
@@ -23,7 +24,15 @@ from ..measuring import measure
 from ..measuring.suite import SPLITS
 from .arms import RunPlan
 from .bench import Bench
-from .endings import Lacking, lacking_in_words, lacks_weights, one_line, record_failure, save_complete
+from .endings import (
+    Lacking,
+    lacking_in_words,
+    lacks_weights,
+    noted_otherwise,
+    one_line,
+    record_failure,
+    save_complete,
+)
 from .events import Listener
 from .notes import heard
 from .points import Point, Points, point_name
@@ -44,14 +53,17 @@ def measure_initial(bench: Bench, store: Store) -> None:
     points.save(store.initial, {"version": VERSION})
 
 
-def execute_run(bench: Bench, store: Store, run: RunPlan, listen: Listener, *, again: bool = False) -> None:
-    """Does of a run whatever is not done yet.
+def execute_run(
+    bench: Bench, store: Store, run: RunPlan, listen: Listener, *, again: bool = False, merging: bool = False
+) -> None:
+    """Does of a run whatever is not done yet: training and variants of it alone, or the variants of it and its members.
 
     A run that cannot go on keeps the reason, see `endings.record_failure`. Under a launcher of several processes every
     process calls this; the first measures and writes, the others train along.
 
     Args:
         again: Whether a complete run is to be trained again, for weights that were not kept.
+        merging: Whether it is about the variants of several trainings; the run is complete, and its members have ended.
     Raises:
         UsageError: What was given is wrong for every run, or the disk is full; nothing is recorded.
     """
@@ -63,7 +75,7 @@ def execute_run(bench: Bench, store: Store, run: RunPlan, listen: Listener, *, a
         reporter = Reporter(bench, store, run, listen)
         try:
             with heard(reporter.warn):
-                lacking = _do(bench, store, run, reporter, again)
+                lacking = _merge(bench, store, run, reporter) if merging else _do(bench, store, run, reporter, again)
         except Exception as error:
             if isinstance(error, UsageError) and not reporter.started:
                 raise
@@ -79,6 +91,7 @@ def execute_run(bench: Bench, store: Store, run: RunPlan, listen: Listener, *, a
                 details=traceback.format_exc(),
                 notes=reporter.warnings,
                 final=isinstance(error, RunFailed),
+                merging=merging,
             )
             reporter.failed(why)
         else:
@@ -134,6 +147,16 @@ def _add_variants(bench: Bench, store: Store, run: RunPlan, reporter: Reporter) 
     keep = _timed(points, lambda: save_complete(store, run, points))
     if lacking := make_variants(bench, store, run, points, reporter, keep):
         save_complete(store, run, points, lacking)
+    return lacking
+
+
+def _merge(bench: Bench, store: Store, run: RunPlan, reporter: Reporter) -> list[Lacking]:
+    reporter.started = True
+    points, others = Points.load(store.run(run.key)), noted_otherwise(store, run, bench.spec.keep)
+    reporter.warnings = points.notes
+    keep = _timed(points, lambda: save_complete(store, run, points, others))
+    if lacking := make_variants(bench, store, run, points, reporter, keep, merges=True):
+        save_complete(store, run, points, [*others, *lacking])
     return lacking
 
 

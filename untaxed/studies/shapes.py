@@ -51,6 +51,11 @@ class _Lacking(Shape):
     why: str
 
 
+class _Member(Shape):
+    seed: int
+    number: int
+
+
 class RunFile(Shape):
     """``runs/<key>/result.json``"""
 
@@ -58,6 +63,7 @@ class RunFile(Shape):
     status: Literal["done", "failed"]
     why: str | None
     seed: int
+    member: _Member | None = None
     methods: list[Any]
     points: list[_Point]
     seconds: float | None
@@ -96,6 +102,7 @@ class _Setting(Shape):
     values: dict[str, Any]
     variant: dict[str, Any] | None
     runs: dict[Annotated[str, Field(pattern=r"^\d+$")], str]
+    members: dict[Annotated[str, Field(pattern=r"^\d+$")], list[str]] = {}
 
 
 class _Arm(Shape):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from ..checkpoints import save_model
-from ..errors import StoreError
+from ..errors import RunFailed, StoreError
 from ..measuring import measure
 from ..measuring.suite import SPLITS, Split
 from ..method import Method
@@ -21,6 +21,9 @@ from .points import Point, Points
 from .progress import Reporter
 from .store import WRITING, Store, disk_full, locked, remove, write_atomic, write_json
 
+Source = tuple[str, Point]  # a run's key and one of its checkpoints
+AGAIN = "--retry-failed trains it again"
+
 
 def measure_point(bench: Bench, points: Points, point: Point, model: Any, splits: Iterable[Split]) -> None:
     """Measures a model and puts the numbers to its point."""
@@ -29,19 +32,27 @@ def measure_point(bench: Bench, points: Points, point: Point, model: Any, splits
 
 
 def make_variants(
-    bench: Bench, store: Store, run: RunPlan, points: Points, reporter: Reporter, keep: Callable[[], None]
+    bench: Bench,
+    store: Store,
+    run: RunPlan,
+    points: Points,
+    reporter: Reporter,
+    keep: Callable[[], None],
+    *,
+    merges: bool = False,
 ) -> list[Lacking]:
     """Makes and measures the variants that the arms want and that are not among the points yet.
 
     Args:
         keep: Called after each one, to write it down.
+        merges: Whether it is those that are made of several trainings, or those of this one alone.
     Returns:
         Those that could not be measured: the others are none the worse for them.
     Raises:
         StoreError: The disk is full, or the weights are gone.
     """
     lacking = []
-    for after, of, name in run.wanted(bench.spec.keep):
+    for after, of, name in run.wanted(bench.spec.keep, merges=merges):
         if name in points.names():
             continue
         reporter.stage(name)
@@ -61,40 +72,60 @@ def _make_variant(bench: Bench, store: Store, run: RunPlan, points: Points, afte
     source = points.get(points.kept(of))
     nothing = {"weights": None, "validation": None, "test": None}
     point = {**source, "name": name, "variant": variant(after, of), **nothing}
-    if alike := _alike(bench, run, points, name, "validation"):
+    if alike := _alike(bench, store, run, points, name, "validation"):
         points.put_alike(point, alike, "validation")
     else:
-        model = _variant_model(bench, store, run, source, after)
+        model = _variant_model(bench, store, sources(store, run, points, after, of), after)
         measure_point(bench, points, point, model, SPLITS[:1])
 
 
-def _alike(bench: Bench, run: RunPlan, points: Points, name: str, split: Split) -> str | None:
+def _alike(bench: Bench, store: Store, run: RunPlan, points: Points, name: str, split: Split) -> str | None:
     """A variant that is the same model, measured already: where the best checkpoint is the last, two kinds name it."""
-    made_of = {other: (after, points.kept(of)) for after, of, other in run.wanted(bench.spec.keep)}
-    if name not in made_of:
+    wanted = {other: (after, of) for after, of, other in run.wanted(bench.spec.keep)}
+    if name not in wanted:
         return None
-    same = [other for other in made_of if made_of[other] == made_of[name] and other in points.names()]
-    return next((other for other in same if points.get(other)[split] is not None), None)
+    measured = [other for other in wanted if other in points.names() and points.get(other)[split] is not None]
+    kin = [other for other in measured if wanted[other][0] == wanted[name][0]]
+    made_of = {other: sources(store, run, points, *wanted[other]) for other in (name, *kin)} if kin else {}
+    return next((other for other in kin if made_of[other] == made_of[name]), None)
+
+
+def sources(store: Store, run: RunPlan, points: Points, after: Chain, of: str) -> list[Source]:
+    """The kept checkpoints that a variant is made of: its run's, then those of its members.
+
+    Raises:
+        RunFailed: A member has no checkpoints.
+    """
+    found = [(run.key, points.get(points.kept(of)))]
+    for number, key in enumerate(run.made_of(after)[1:], start=1):
+        result = store.result(key)
+        if result is None or result["status"] == "failed":
+            raise RunFailed(f"member {number}, run {key}, {'failed' if result else 'is not done'}; {AGAIN}")
+        theirs = Points(result["points"])
+        found.append((key, theirs.get(theirs.kept(of))))
+    return found
 
 
 @torch.no_grad()
-def _variant_model(bench: Bench, store: Store, run: RunPlan, source: Point, after: tuple[Method, ...]) -> Any:
-    model = _load(bench, store, run, source)
+def _variant_model(bench: Bench, store: Store, made_of: Sequence[Source], after: tuple[Method, ...]) -> Any:
+    model = _load(bench, store, *made_of[0])
     initial = dict(bench.initial.model.named_parameters())
     weights: dict[str, torch.Tensor] = dict(model.named_parameters())
-    for method in after:
-        weights = method.after(initial, weights)
+    for place, method in enumerate(after):
+        if method.trainings == 1:
+            weights = method.after(initial, weights)
+        else:  # what stands before it in the arm is done to each member
+            others = [_variant_model(bench, store, [source], after[:place]) for source in made_of[1:]]
+            weights = method.merge(initial, [weights, *(dict(one.named_parameters()) for one in others)])
     for name, parameter in model.named_parameters():
         parameter.copy_(weights[name])
     return model
 
 
-def _load(bench: Bench, store: Store, run: RunPlan, point: Point) -> Any:
-    if not has_weights(store, run.key, point):
-        raise StoreError(
-            f"run {run.key}: the weights of {point['name']} are gone; remove {store.run(run.key)} to train it again"
-        )
-    return bench.load(store.run(run.key) / point["weights"])  # a given checkpoint's path is absolute and wins
+def _load(bench: Bench, store: Store, key: str, point: Point) -> Any:
+    if not has_weights(store, key, point):
+        raise StoreError(f"run {key}: the weights of {point['name']} are gone; remove {store.run(key)} to train it again")
+    return bench.load(store.run(key) / point["weights"])  # a given checkpoint's path is absolute and wins
 
 
 def measure_test(bench: Bench, store: Store, run: RunPlan, names: Iterable[str], listen: Listener) -> None:
@@ -103,20 +134,20 @@ def measure_test(bench: Bench, store: Store, run: RunPlan, names: Iterable[str],
     with locked(directory / ".lock", what=f"run {run.key}"):
         result, points = store.result(run.key), Points.load(directory)
         assert result is not None
-        chains = {name: after for after, _, name in run.wanted(bench.spec.keep)}
+        wanted = {name: (after, of) for after, of, name in run.wanted(bench.spec.keep)}
         for name in names:
             point = points.get(name)
             if point["test"] is not None:
                 continue
             listen(Event("run", run.key, f"testing {name}", bench.steps, bench.steps))
-            if name in chains:
-                model = _variant_model(bench, store, run, points.source(point), chains[name])
+            if name in wanted:
+                model = _variant_model(bench, store, sources(store, run, points, *wanted[name]), wanted[name][0])
                 point = point | {"weights": f"weights/{name}"}
                 with WRITING:
                     save_model(model, bench.tokenizer, directory / point["weights"])
             else:
-                model = _load(bench, store, run, point)
-            if alike := _alike(bench, run, points, name, "test"):
+                model = _load(bench, store, run.key, point)
+            if alike := _alike(bench, store, run, points, name, "test"):
                 points.put_alike(point, alike, "test")
             else:
                 measure_point(bench, points, point, model, ["test"])
