@@ -19,6 +19,7 @@ def run_and_report(
 
     from .. import reporting
     from ..studies import run_study
+    from ..studies.endings import whose
 
     with shown() as listen:
         study = run_study(spec, out, workers, listen, retry_failed=retry_failed)
@@ -28,7 +29,7 @@ def run_and_report(
     else:
         reporting.terminal(study.summary(), Console())
     for run in study.failed:
-        typer.echo(f"failed: run {run['run']}, seed {run['seed']}: {run['why']}", err=True)
+        typer.echo(f"failed: run {run['run']}, {whose(run)}: {run['why']}", err=True)
     if not all(run["lacking"] for run in study.failed):
         typer.echo("try them again with --retry-failed", err=True)
     typer.echo(f"report: {page}", err=True)

@@ -54,6 +54,7 @@ class Bars:
         self._progress = progress
         self._labels: dict[str, str] = {}
         self._bars: dict[str, TaskID] = {}
+        self._ended: set[str] = set()  # runs: one whose variants need other runs ends a second time
         self._all: TaskID | None = None
 
     def __call__(self, event: Event) -> None:
@@ -84,7 +85,8 @@ class Bars:
         self._print(ending(self._labels.get(event.key, event.key), event))
         self._take_off(event)
         if self._all is not None:
-            self._progress.advance(self._all)
+            self._ended.add(event.key)
+            self._progress.update(self._all, completed=len(self._ended))
 
     def _take_off(self, event: Event) -> None:
         if event.key in self._bars:

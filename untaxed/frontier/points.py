@@ -57,7 +57,8 @@ class Arm:
     """One remedy (or list of remedies) with all its settings.
 
     Attributes:
-        seconds: Training time of each of its runs.
+        seconds: Training time of each of its runs, that of its members included.
+        members: Trainings that each of these is of.
         early_stopping: The arm without runs that is plain's checkpoints; its settings may be left empty.
     """
 
@@ -67,6 +68,7 @@ class Arm:
     plain: bool = False
     early_stopping: bool = False
     seconds: Sequence[float] = ()
+    members: int = 1
     peak_bytes: int | None = None
 
     def setting(self, label: str | None) -> Setting | None:

@@ -94,7 +94,9 @@ class WARP(Method):
     name: ClassVar[str] = "warp"
     title: ClassVar[str] = "WARP"
     source: ClassVar[str] = "Ramé et al. 2024, arXiv:2406.16768"
-    summary: ClassVar[str] = "the deltas of several trainings meet on their arc, then go part of the way back to initial"
+    summary: ClassVar[str] = (
+        "several trainings meet on the arc of their deltas, then go part of the way back to initial"
+    )
     acts: ClassVar[frozenset[Site]] = frozenset({"after"})
     needs: ClassVar[frozenset[Need]] = frozenset({"members"})
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError, require
+from ..studies.endings import whose
 from .axes import Look, looks
 from .curves import alongside, curve, cycles, trained_points
 from .directory import StudyFiles, read_study
@@ -126,7 +127,7 @@ def _content(files: StudyFiles) -> dict[str, Any]:
         "done": len(done),
         "planned": len(files.planned),
         "missing": files.missing,
-        "failed": files.failed,
+        "failed": [{**run, "whose": whose(run)} for run in files.failed],
         "words": WORDS,
         "choices": CHOICES,
         **_curves(files),

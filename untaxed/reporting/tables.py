@@ -38,7 +38,7 @@ COLUMNS = (
     Column("beyond early stopping", lambda entry: entry["beyond_early_stopping"], 1, signed=True),
     Column("area", lambda entry: entry["area"], 5),
     Column("drift, KL", lambda entry: entry["drift"].get("forward_kl"), 6),
-    Column("seconds a run", lambda entry: entry["seconds"], 9),
+    Column("seconds a seed", lambda entry: entry["seconds"], 9),
 )
 
 

@@ -54,16 +54,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Rest:
-    """What is left of one run: whether it is trained, and the models measured then and after."""
+    """What is left of one run: whether it is trained, the models measured then and after, and whether any is chosen."""
 
     trains: bool
     trained: int
     variants: int
+    member: bool
 
     @property
     def measured(self) -> float:
         """Models measured: on validation, the last step and what is chosen on test too."""
-        return (self.trained + self.variants) * (1 + CHOSEN)
+        return self.trained + self.trains if self.member else (self.trained + self.variants) * (1 + CHOSEN)
 
 
 def estimate(
@@ -113,7 +114,7 @@ def _rest(store: Store, run: RunPlan, facts: Mapping[str, Any], keep: Sequence[s
     result = store.result(run.key)
     names = {point["name"] for point in result["points"]} if result and not trains else set()
     variants = sum(name not in names for _, _, name in run.wanted(keep))
-    return _Rest(trains, measured_models(run, facts) if trains else 0, variants)
+    return _Rest(trains, measured_models(run, facts) if trains else 0, variants, run.member is not None)
 
 
 def measured_models(run: RunPlan, facts: Mapping[str, Any]) -> int:

@@ -59,6 +59,8 @@ def _pieces(about: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             for seed, key in one["runs"].items():
                 named = {"arm": arm["arm"], "setting": one["setting"], "seed": int(seed)}
                 yield {**named, "key": key, "variant": one["variant"]}
+                for member in one.get("members", {}).get(seed, []):
+                    yield {**named, "key": member, "variant": None}
 
 
 def _identity(piece: Mapping[str, Any]) -> tuple[str, str]:

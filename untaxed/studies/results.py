@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ def load_results(directory: str | Path) -> list[dict[str, Any]]:
     """Reads every measured point of a study: one dict a point, the initial model's first.
 
     A point is as ``result.json`` holds it, with the keys ``run``, ``seed`` and ``methods`` added. Failed runs have no
-    points; `runs` tells of them.
+    points, and those of members beside their arm's run are no points of an arm; `runs` tells of both.
 
     Args:
         directory: A study's directory, finished or not.
@@ -30,23 +30,33 @@ def load_results(directory: str | Path) -> list[dict[str, Any]]:
     found = []
     if (initial := store.initial_result()) is not None:
         found += [{"run": None, "seed": None, "methods": [], **point} for point in initial["points"]]
-    for result in runs(store.directory):
+    own = set(_own_keys(store.about()))
+    for result in (run for run in runs(store.directory) if run["key"] in own):
         about = {"run": result["key"], "seed": result["seed"], "methods": result["methods"]}
         found += [{**about, **point} for point in result["points"]]
     return found
 
 
 def runs(directory: str | Path) -> list[dict[str, Any]]:
-    """The results of a study's runs that ended, failed ones among them; those of arms that left the spec are not."""
+    """The results of a study's runs that ended, failed ones and members among them, without arms that left the spec."""
     store = opened(directory)
     results = (store.result(key) for key in sorted(planned_keys(store.about())))
     return [result for result in results if result is not None]
 
 
 def planned_keys(about: Mapping[str, Any]) -> list[str]:
-    """The keys of all runs that the arms of ``study.json`` ask for, once each."""
-    settings = (setting for arm in about["arms"] for setting in arm["settings"])
-    return list(dict.fromkeys(key for setting in settings for key in setting["runs"].values()))
+    """The keys of all runs that the arms of ``study.json`` ask for, once each; members after the others."""
+    members = (key for setting in _settings(about) for keys in setting.get("members", {}).values() for key in keys)
+    return list(dict.fromkeys([*_own_keys(about), *members]))
+
+
+def _own_keys(about: Mapping[str, Any]) -> list[str]:
+    """The keys of the runs whose points are points of an arm."""
+    return list(dict.fromkeys(key for setting in _settings(about) for key in setting["runs"].values()))
+
+
+def _settings(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [setting for arm in about["arms"] for setting in arm["settings"]]
 
 
 def opened(directory: str | Path) -> Store:
@@ -102,7 +112,7 @@ class Results:
         for key, asked in self._variants().items():
             lacking = [one for one in self._runs[key].get("lacking", []) if _without_of(one["variant"]) in asked]
             if lacking:
-                found.append({"run": key, "seed": self._runs[key]["seed"], "lacking": lacking})
+                found.append({"run": key, "seed": self._runs[key]["seed"], "member": None, "lacking": lacking})
         return found
 
     @property
@@ -115,7 +125,7 @@ class Results:
     def _variants(self) -> dict[str, list[dict[str, Any]]]:
         """The variants that the arms ask for, by run, of the runs that are done."""
         asked: dict[str, list[dict[str, Any]]] = {}
-        for setting in (setting for arm in self.about["arms"] for setting in arm["settings"]):
+        for setting in _settings(self.about):
             for key in setting["runs"].values() if setting["variant"] is not None else ():
                 if self._runs.get(key, {}).get("status") == "done":
                     asked.setdefault(key, []).append(setting["variant"])
@@ -135,18 +145,25 @@ class Results:
 
     def _arm(self, arm: Mapping[str, Any]) -> frontier.Arm:
         own = [] if arm["early_stopping"] else arm["settings"]  # plain's points stand for it, not a second time
-        keys = dict.fromkeys(key for setting in own for key in setting["runs"].values())
-        done = [self._runs[key] for key in keys if key in self._runs and self._runs[key]["status"] == "done"]
+        trained = [self._trained(keys) for keys in _runs_of(own)]
+        done = [run for runs in trained for run in runs]
         peaks = [run["peak_bytes"] for run in done if run["peak_bytes"] is not None]
+        seconds = [[run["train_seconds"] for run in runs] for runs in trained if runs]
         return frontier.Arm(
             name=arm["arm"],
             methods=arm["methods"],
             settings=[found for setting in own for found in self._settings(arm["arm"], setting)],
             plain=arm["plain"],
             early_stopping=arm["early_stopping"],
-            seconds=[run["train_seconds"] for run in done if run["train_seconds"] is not None],
+            seconds=[sum(each) for each in seconds if None not in each],
+            members=max(map(len, _runs_of(own)), default=1),
             peak_bytes=max(peaks, default=None),
         )
+
+    def _trained(self, keys: Sequence[str]) -> list[dict[str, Any]]:
+        """The results of a run and its members; none unless all of them are done."""
+        found = [self._runs[key] for key in keys if self._runs.get(key, {}).get("status") == "done"]
+        return found if len(found) == len(keys) else []
 
     def _settings(self, arm: str, setting: Mapping[str, Any]) -> Iterator[frontier.Setting]:
         """One setting of the frontier for every point name that the setting's runs have."""
@@ -182,6 +199,15 @@ def _point(point: Mapping[str, Any], seed: int, scores: Path) -> frontier.Point:
         values={"validation": point["validation"], "test": point["test"]},
         scores=read,
     )
+
+
+def _runs_of(settings: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The keys of every run of an arm, each with as many members as any setting needs."""
+    found: dict[str, list[str]] = {}
+    for setting in settings:
+        for seed, key in setting["runs"].items():
+            found[key] = max(found.get(key, []), setting.get("members", {}).get(seed, []), key=len)
+    return [[key, *members] for key, members in found.items()]
 
 
 def _without_of(variant: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,27 @@ def summarised(store: Store) -> dict[str, Any]:
 
 def _failed(results: Results) -> list[dict[str, Any]]:
     """The runs that failed, and those that only lack variants, with the reason."""
-    whole = [{"run": run["key"], "seed": run["seed"], "why": run["why"], "lacking": []} for run in results.failed]
+    whole = [{"run": run["key"], **_whose(run), "why": run["why"], "lacking": []} for run in results.failed]
     parts = []
     for run in results.lacking:
         names = [one["name"] for one in run["lacking"]]
         parts.append({**run, "why": lacking_in_words(run["lacking"]), "lacking": names})
     return [*whole, *parts]
+
+
+def _whose(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The seed of the spec that a run belongs to, and which member of its run it is."""
+    member = run.get("member")
+    return {"seed": run["seed"] if member is None else member["seed"], "member": member}
+
+
+def _costs(results: Results) -> list[str]:
+    """What arms of several trainings cost beside one of them."""
+    return [
+        f"{arm.name} trains {arm.members} runs for every seed: its cost is {arm.members} times that of one run."
+        for arm in results.arms
+        if arm.members > 1
+    ]
 
 
 def _beside(results: Results) -> list[str]:
@@ -67,7 +83,12 @@ def _beside(results: Results) -> list[str]:
     aside = results.about.get("aside", [])
     lacking = [f"Run {run['run']}, seed {run['seed']}: {run['why']}." for run in _failed(results) if run["lacking"]]
     left = [f"Not in these numbers: {put_aside_in_words(results.about, aside)}."] if aside else []
-    return [*(f"Warning in {count} of {of}: {text}." for text, count in notes.items()), *lacking, *left]
+    return [
+        *(f"Warning in {count} of {of}: {text}." for text, count in notes.items()),
+        *lacking,
+        *left,
+        *_costs(results),
+    ]
 
 
 def _unfinished(results: Results, choices: frontier.Choices) -> str | None:

@@ -124,7 +124,9 @@ def _variant_model(bench: Bench, store: Store, made_of: Sequence[Source], after:
 
 def _load(bench: Bench, store: Store, key: str, point: Point) -> Any:
     if not has_weights(store, key, point):
-        raise StoreError(f"run {key}: the weights of {point['name']} are gone; remove {store.run(key)} to train it again")
+        raise StoreError(
+            f"run {key}: the weights of {point['name']} are gone; remove {store.run(key)} to train it again"
+        )
     return bench.load(store.run(key) / point["weights"])  # a given checkpoint's path is absolute and wins
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from ..errors import UntaxedError
 from ..method import Context, Method
-from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs, run_key, variant
+from .arms import ArmPlan, RunPlan, check_arms, member_keys, plan_arms, plan_runs, run_key, trainings, variant
 from .begin import begun
-from .endings import has_weights, lacks_weights, record_failure
+from .endings import has_weights, lacks_kept, lacks_weights, record_failure
 from .estimate import failures, tally
 from .events import Event, Listener, counted, ignore
 from .jobs import Crash, Crew, Job
@@ -24,7 +24,7 @@ from .sound import check_results
 from .spec import StudySpec
 from .store import Store, check_directory
 from .summary import chosen_points, wanted_tests, write_summary
-from .variants import prune
+from .variants import prune, sources
 
 
 class Work:
@@ -82,15 +82,14 @@ class Work:
 
     def _entry(self, arm: ArmPlan) -> dict[str, Any]:
         """An arm as ``study.json`` holds it."""
-        settings = [
-            {
-                "setting": setting.label,
-                "values": dict(setting.values),
-                "variant": variant(setting.after),
-                "runs": {seed: run_key(self.facts["identity"], setting.training, seed) for seed in self.spec.seeds},
-            }
-            for setting in arm.settings
-        ]
+        identity, seeds = self.facts["identity"], self.spec.seeds
+        settings: list[dict[str, Any]] = []
+        for setting in arm.settings:
+            keys = {seed: run_key(identity, setting.training, seed) for seed in seeds}
+            what = {"setting": setting.label, "values": dict(setting.values), "variant": variant(setting.after)}
+            settings.append({**what, "runs": keys})
+            if trainings(setting.after) > 1:
+                settings[-1]["members"] = {seed: list(member_keys(identity, setting, seed)) for seed in seeds}
         kind = {"plain": arm.plain, "early_stopping": arm.early_stopping}
         return {"arm": arm.label, "methods": arm.written, **kind, "settings": settings}
 
@@ -114,6 +113,11 @@ class Work:
             return 0
         return 100 * self.to_train(run) + len(self.to_add(run))
 
+    def _alone(self, run: RunPlan) -> bool:
+        """Whether something is left of a run that needs no other run."""
+        alone = {name for _, _, name in run.wanted(self.spec.keep, merges=False)}
+        return self._left(run) > 0 and (self.to_train(run) or not alone.isdisjoint(self.to_add(run)))
+
     def any_done(self) -> bool:
         """Whether a run tells what one costs."""
         return any((self.store.result(key) or {}).get("status") == "done" for key in self.runs)
@@ -123,13 +127,30 @@ class Work:
         result = self.store.result(run.key)
         if result is None or result["status"] == "failed" or run.key in self._again:
             return True
-        return lacks_weights(self.store, run, Points(result["points"]), self.spec.keep)
+        points = Points(result["points"])
+        return lacks_weights(self.store, run, points, self.spec.keep) or self._lent_and_gone(run, points)
+
+    def _lent_and_gone(self, run: RunPlan, points: Points) -> bool:
+        """Whether a variant that is left to be made of another run and this one needs weights that were not kept."""
+        if run.member is None:
+            return False
+        main = self.runs[run.member.main]
+        left = self.to_add(main)
+        wanted = main.wanted(self.spec.keep, merges=True)
+        kinds = {of for after, of, name in wanted if name in left and run.key in main.made_of(after)}
+        return lacks_kept(self.store, run.key, points, kinds)
 
     def to_add(self, run: RunPlan) -> list[str]:
-        """The variants that a run does not have yet."""
-        result = self.store.result(run.key)
-        names = {point["name"] for point in result["points"]} if result else set()
-        return [name for _, _, name in run.wanted(self.spec.keep) if name not in names]
+        """The variants that a run does not have yet, without those that wait for a member that failed and say so."""
+        result = self.store.result(run.key) or {"points": []}
+        names = {point["name"] for point in result["points"]}
+        noted = {one["name"] for one in result.get("lacking", [])}
+        failed = {key for key in run.members if (self.store.result(key) or {}).get("status") == "failed"}
+        return [
+            name
+            for after, _, name in run.wanted(self.spec.keep)
+            if name not in names and not (name in noted and failed.intersection(run.made_of(after)))
+        ]
 
     def to_do(self, run: RunPlan) -> str:
         """What is left of a run, in words."""
@@ -147,19 +168,36 @@ class Work:
             self.store.summary.unlink(missing_ok=True)  # it will not hold any more
         failed, left = failures(self.store, self.runs, unfinished), len(unfinished)
         self._listen(Event("note", text=tally(len(self.runs) - failed - left, failed, left)))
-        for run in unfinished:
-            if (what := self.to_do(run)) != self.label(run):
+        self._do_runs(crew, [run for run in unfinished if self._alone(run)], merging=False)
+        self._do_runs(crew, [run for run in unfinished if self._to_merge(run)], merging=True)
+
+    def _do_runs(self, crew: Crew, runs: Sequence[RunPlan], *, merging: bool) -> None:
+        for run in runs:
+            if not merging and (what := self.to_do(run)) != self.label(run):
                 self._listen(Event("note", text=what))
             self._listen(Event("plan", run.key, self.label(run), steps=self.facts["steps"]))
-        jobs = [self.job("run", key=run.key, again=run.key in self._again) for run in unfinished]
-        for run, result in zip(unfinished, crew.run(jobs, self._listen)):
+        about = [{} if merging else {"again": self._trained_before(run)} for run in runs]
+        jobs = [self.job("merge" if merging else "run", key=run.key, **more) for run, more in zip(runs, about)]
+        for run, result in zip(runs, crew.run(jobs, self._listen)):
             if isinstance(result, Crash):
-                why = record_failure(self.store, run, why=result.why, keep=self.spec.keep, details=result.log)
+                why = record_failure(
+                    self.store, run, why=result.why, keep=self.spec.keep, details=result.log, merging=merging
+                )
                 self._listen(Event("failed", run.key, why))
+
+    def _to_merge(self, run: RunPlan) -> bool:
+        """Whether variants of several trainings are left of a run that is done; its members have ended by now."""
+        merges = {name for _, _, name in run.wanted(self.spec.keep, merges=True)}
+        done = (self.store.result(run.key) or {}).get("status") == "done"
+        return done and not merges.isdisjoint(self.to_add(run))
+
+    def _trained_before(self, run: RunPlan) -> bool:
+        """Whether a complete run is to be trained again."""
+        return (self.store.result(run.key) or {}).get("status") == "done" and self.to_train(run)
 
     def label(self, run: RunPlan) -> str:
         """A run in words: its methods, their settings where these are not the default, its seed."""
-        return f"{' + '.join(map(_in_words, run.training)) or 'plain'}, seed {run.seed}"
+        return f"{' + '.join(map(_in_words, run.training)) or 'plain'}, {run.whose}"
 
     # --- 4 ---------------------------------------------------------------------------------------------------------
 
@@ -180,8 +218,12 @@ class Work:
         gone = set()
         for key, names in wanted_tests(self.store).items():
             points = Points((self.store.result(key) or {"points": []})["points"])
-            if not all(has_weights(self.store, key, points.source(points.get(name))) for name in names):
-                gone.add(key)
+            chains = {name: (after, of) for after, of, name in self.runs[key].wanted(self.spec.keep)}
+            for name in names:
+                made_of = [(key, points.get(name))]
+                if name in chains:
+                    made_of = sources(self.store, self.runs[key], points, *chains[name])
+                gone |= {run for run, point in made_of if not has_weights(self.store, run, point)}
         return gone
 
     def finish(self) -> dict[str, Any]:
