@@ -238,7 +238,8 @@ class Method:
 
     def after(self, initial: Weights, aligned: Weights) -> dict[str, Tensor]:
         """Site `after`: the variant's weights, new tensors with the names and dtypes of `aligned`."""
-        raise NotImplementedError(f"{self.name} does not act after training")
+        tail = " on one model: it merges several, see merge()" if self.trainings > 1 else ""
+        raise NotImplementedError(f"{self.name} does not act after training{tail}")
 
     def merge(self, initial: Weights, members: Sequence[Weights]) -> dict[str, Tensor]:
         """Site `after` in the place of `after`, where the method needs `members`: one model of as many trainings."""

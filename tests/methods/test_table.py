@@ -12,7 +12,8 @@ from torch import nn
 
 from untaxed import methods
 from untaxed.errors import SpecError, Unsupported
-from untaxed.method import Context, Host, Method
+from untaxed.merging import model_stock, warp
+from untaxed.method import Context, Host, Method, Weights
 from untaxed.weights import same, trainable
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
@@ -24,6 +25,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "ties": [{"density": 0.2}, {"density": 1.0, "scale": 0.5}],
     "dare": [{"density": 0.2}, {"density": 0.5, "rescale": "l1", "scale": 0.8, "seed": 3}],
     "extrapolation": [{"initial_share": -0.3}, {"initial_share": 0.0}],
+    "model_stock": [{"members": 2}, {"members": 4}],
+    "warp": [{"members": 2}, {"members": 3, "initial_share": 0.2}],
     "elastic_reset": [{"decay": 0.9, "reset_every": 4}, {"decay": 0.5, "reset_every": 4, "update_every": 2}],
     "ema": [{"decay": 0.9}, {"half_life": 4.0, "update_every": 2, "bias_correction": True}],
     "reset_to_initial": [{"reset_every": 4}],
@@ -56,6 +59,13 @@ def weights(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Te
     return {**made, "integer": torch.tensor([seed])}
 
 
+def made(method: Method, initial: Weights, aligned: Weights) -> dict[str, torch.Tensor]:
+    """The variant, of as many equal trainings as the method takes."""
+    if method.trainings == 1:
+        return method.after(initial, aligned)
+    return method.merge(initial, [aligned] * method.trainings)
+
+
 def test_the_table_of_settings_has_every_method() -> None:
     assert set(SETTINGS) == set(methods.METHODS)
 
@@ -76,7 +86,7 @@ def test_a_row_says_what_it_is(method: Method) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_merging_a_model_with_itself_is_that_model(method: Method, dtype: torch.dtype) -> None:
     given = weights(1, dtype)
-    assert same(method.after(given, given), given)
+    assert same(made(method, given, given), given)
 
 
 @pytest.mark.parametrize("method", AFTER, ids=label)
@@ -84,7 +94,7 @@ def test_merging_a_model_with_itself_is_that_model(method: Method, dtype: torch.
 def test_inputs_are_not_written_and_dtypes_are_kept(method: Method, dtype: torch.dtype) -> None:
     initial, aligned = weights(1, torch.float32), weights(2, dtype)
     copies = [{name: tensor.clone() for name, tensor in each.items()} for each in (initial, aligned)]
-    merged = method.after(initial, aligned)
+    merged = made(method, initial, aligned)
     for tensor in merged.values():
         tensor.zero_()
     assert same(initial, copies[0])
@@ -113,7 +123,7 @@ def test_a_merge_goes_by_the_names_of_tensors() -> None:
 @pytest.mark.parametrize("method", AFTER, ids=label)
 def test_weights_that_do_not_fit_are_refused(method: Method) -> None:
     with pytest.raises(ValueError, match="is missing from aligned"):
-        method.after(weights(1), {"matrix": torch.zeros(5, 3)})
+        made(method, weights(1), {"matrix": torch.zeros(5, 3)})
 
 
 @pytest.mark.parametrize("method", BETWEEN, ids=label)
@@ -143,8 +153,28 @@ def test_a_method_offers_no_more_than_it_says(method: Method) -> None:
 
 def test_which_methods_train() -> None:
     assert {method.name for method in CASES if not method.trains} == {
-        *("plain", "early_stopping", "averaging", "slerp", "ties", "dare", "extrapolation")
+        *("plain", "early_stopping", "averaging", "slerp", "ties", "dare", "extrapolation", "model_stock", "warp")
     }
+
+
+def test_which_methods_merge_several_trainings() -> None:
+    assert {method.name: method.trainings for method in CASES if method.trainings > 1} == {"model_stock": 4, "warp": 3}
+    initial, first, second = weights(1), weights(2), weights(3)
+    stock = methods.build("model_stock", {"members": 2}).merge(initial, [first, second])
+    warped = methods.build("warp", {"members": 2, "initial_share": 0.2}).merge(initial, [first, second])
+    matrices = [one["matrix"] for one in (first, second)]
+    assert torch.equal(stock["matrix"], model_stock(matrices, initial["matrix"]))
+    assert torch.equal(warped["matrix"], warp(matrices, initial["matrix"], initial_share=0.2))
+    whole = methods.build("warp", {"members": 2, "initial_share": 1}).merge(initial, [first, second])
+    assert same(whole, {**initial, "integer": first["integer"]})
+    with pytest.raises(ValueError, match="rule is for 2 models, got 3"):
+        methods.build("model_stock", {"members": 2}).merge(initial, [first, second, first])
+    with pytest.raises(ValueError, match="is missing from aligned 1"):
+        methods.build("warp", {"members": 2}).merge(initial, [first, {"matrix": first["matrix"]}])
+    with pytest.raises(NotImplementedError, match="model_stock does not act after training"):
+        methods.build("model_stock", {"members": 2}).after(initial, first)
+    with pytest.raises(NotImplementedError, match="averaging does not merge several trainings"):
+        methods.build("averaging", {"initial_share": 0.2}).merge(initial, [first, second])
 
 
 def test_kl_needs_an_algorithm_with_a_beta() -> None:
@@ -175,6 +205,10 @@ def test_kl_needs_an_algorithm_with_a_beta() -> None:
             {"initial_share": 0.2},
             "extrapolation must be at most 0, got 0.2; above 0: averaging",
         ),
+        ("model_stock", {}, "method model_stock: the setting `members` is required"),
+        ("model_stock", {"members": 1}, "method model_stock: members must be at least 2, got 1: one training leaves"),
+        ("warp", {"members": 2.5}, "method warp.members"),
+        ("warp", {"members": 2, "initial_share": -1}, r"method warp: initial_share must be in \[0, 1\], got -1"),
         ("ties", {"density": 0}, r"method ties: density must be in \(0, 1\], got 0"),
         ("dare", {"density": 0.5, "rescale": "l2"}, "method dare.rescale"),
         ("plain", {"beta": 1}, "method plain has no setting 'beta'; it takes no settings"),

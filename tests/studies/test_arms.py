@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from untaxed.errors import SpecError
 from untaxed.method import Context
-from untaxed.studies.arms import check_arms, plan_arms, plan_runs, run_key, variant, variant_name
+from untaxed.studies.arms import check_arms, member_seed, plan_arms, plan_runs, run_key, variant, variant_name
 
 RESET = {"elastic_reset": {"decay": 0.9, "reset_every": 2}}
 SHARES = {"averaging": {"initial_share": {"sweep": [0.2, 0.4]}}}
@@ -57,6 +57,37 @@ def test_averaging_alone_makes_plains_runs() -> None:
     assert [run.training for run in runs.values()] == [()]
 
 
+def test_members_are_further_runs_with_seeds_of_their_own() -> None:
+    arms = plan_arms(["plain", {"model_stock": {"members": {"sweep": [2, 3]}}}, {"warp": {"members": 2}}])
+    runs = plan_runs(arms, [0, 1], {})
+    main = {run.seed: run for run in runs.values() if run.member is None}
+    assert set(main) == {0, 1}
+    assert len(runs) == 2 * 3
+    for seed, run in main.items():
+        members = [runs[key] for key in run.members]
+        assert [member.seed for member in members] == [member_seed(seed, 1), member_seed(seed, 2)]
+        assert [member.whose for member in members] == [f"seed {seed}, member 1", f"seed {seed}, member 2"]
+        assert [(member.variants, member.training) for member in members] == [((), run.training)] * 2
+        assert [len(run.made_of(after)) for after in run.variants] == [2, 3, 2]
+        assert len(run.wanted(["last", "all"], merges=True)) == 3
+        assert run.wanted(["last"], merges=False) == []
+
+
+def test_a_members_seed_stays_what_it_is() -> None:
+    """Results on disk keep their keys."""
+    assert (member_seed(0, 1), member_seed(0, 2), member_seed(1, 1)) == (637006196, 1123430248, 1993340291)
+    many = {member_seed(seed, number) for seed in range(50) for number in range(1, 5)}
+    assert len(many) == 200
+    assert max(many) < 2**31
+
+
+def test_a_seed_of_the_spec_that_is_a_members_is_one_run() -> None:
+    arms = plan_arms(["plain", {"model_stock": {"members": 2}}])
+    runs = plan_runs(arms, [0, member_seed(0, 1)], {})
+    [own] = [run for run in runs.values() if run.seed == member_seed(0, 1)]
+    assert (own.member, len(own.variants), len(runs)) == (None, 1, 3)
+
+
 def test_labels_that_collide_get_their_settings() -> None:
     arms = plan_arms([{"kl": {"beta": 0.3}}, {"kl": {"beta": {"sweep": [1.0, 2.0]}}}, "plain"])
     assert [arm.label for arm in arms] == ["kl (beta=0.3)", "kl (beta=1.0|2.0)", "plain"]
@@ -90,6 +121,12 @@ def test_labels_that_collide_get_their_settings() -> None:
         ),
         (["early_stopping"], "early_stopping judges plain's checkpoints; add `- plain`"),
         ([["plain", RESET]], "plain cannot be composed; make it an arm of its own"),
+        ([{"model_stock": {"members": 1}}], "methods.0.model_stock: members must be at least 2, got 1"),
+        ([{"warp": {"members": {"sweep": [2, 0]}}}], "methods.0.warp: members must be at least 2, got 0"),
+        (
+            [[{"model_stock": {"members": 2}}, {"warp": {"members": 2}}]],
+            "methods.0: model_stock and warp each make one model of all members; give each an arm",
+        ),
         ([[RESET, RESET]], "a method stands twice in one arm"),
         (["plain", "plain"], "the arm 'plain' is given 2 times"),
         ([{"kl": 3}], "expected a method's name or"),
@@ -107,6 +144,8 @@ def test_given_checkpoints_take_only_methods_that_act_afterwards() -> None:
     check_arms(plan_arms(["plain", SHARES]), nothing_trained)
     with pytest.raises(SpecError, match="elastic_reset acts during training, and a study of given checkpoints trains"):
         check_arms(plan_arms([RESET]), nothing_trained)
+    with pytest.raises(SpecError, match="model_stock merges 3 trainings, and given checkpoints belong to one; merge"):
+        check_arms(plan_arms([{"model_stock": {"members": 3}}]), nothing_trained)
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(), max_size=4), st.integers(0, 9))
