@@ -163,13 +163,18 @@ class Work:
 
     def make_runs(self, crew: Crew) -> None:
         """Does every unfinished run; one that crashes its worker is recorded, and the others go on."""
-        unfinished = [run for run in self.unfinished() if not self._again or run.key in self._again]
+        unfinished = [run for run in self.unfinished() if self._meant(run)]
         if unfinished:
             self.store.summary.unlink(missing_ok=True)  # it will not hold any more
         failed, left = failures(self.store, self.runs, unfinished), len(unfinished)
         self._listen(Event("note", text=tally(len(self.runs) - failed - left, failed, left)))
         self._do_runs(crew, [run for run in unfinished if self._alone(run)], merging=False)
-        self._do_runs(crew, [run for run in unfinished if self._to_merge(run)], merging=True)
+        merges = [run for run in self.runs.values() if self._meant(run) and self._to_merge(run)]
+        self._do_runs(crew, merges, merging=True)
+
+    def _meant(self, run: RunPlan) -> bool:
+        """Whether a run is one of those that are trained again, where it is about these."""
+        return not self._again or run.key in self._again
 
     def _do_runs(self, crew: Crew, runs: Sequence[RunPlan], *, merging: bool) -> None:
         for run in runs:
