@@ -269,7 +269,7 @@ def test_a_member_that_fails_is_one_note_and_its_variants_are_lacking(
     assert trainings == []
     monkeypatch.undo()
     assert called(spec, out, "--retry-failed").exit_code == 0
-    assert values(out) == values(study.directory)
+    assert measured(out) == measured(study.directory)
 
 
 def test_a_worker_that_dies_over_a_merge_takes_nothing_else(
