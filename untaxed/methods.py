@@ -20,7 +20,7 @@ from .callbacks import (
     WARPAnchor,
 )
 from .errors import SpecError, nearest
-from .merging import DARE, SLERP, TIES, Averaging, Extrapolation
+from .merging import DARE, HMA, SLERP, TIES, Averaging, Extrapolation, HMASearch, PartAveraging
 from .method import Method
 from .objectives import KL
 from .optim import ChildTuning, MoFO, OnDARE, OnlineMerging, OnTIES, UpdateDropout
@@ -51,7 +51,7 @@ class EarlyStopping(Method):
 
 
 ROWS: tuple[type[Method], ...] = (
-    Plain, EarlyStopping, KL, Averaging, SLERP, TIES, DARE, Extrapolation,
+    Plain, EarlyStopping, KL, Averaging, HMA, HMASearch, PartAveraging, SLERP, TIES, DARE, Extrapolation,
     EMA, ElasticReset, ResetToInitial, ResetToAverage, DriftTriggeredReset,
     OnDARE, OnTIES, OnlineMerging, UpdateDropout, MoFO, ChildTuning,
     SyncReference, WARPAnchor, BEMA,

@@ -207,5 +207,4 @@ def variant(after: Chain, of: str | None = None) -> dict[str, Any] | None:
 
 def variant_name(after: Chain, of: str) -> str:
     """The name of a variant's point, such as ``averaging-0.2@last``; it is also a folder's name."""
-    names = ["-".join([method.name, *map(str, method.settings().values())]) for method in after]
-    return re.sub(r"[^\w.@+-]+", "_", f"{'+'.join(names)}@{of}")
+    return re.sub(r"[^\w.@+-]+", "_", f"{'+'.join(method.tag for method in after)}@{of}")

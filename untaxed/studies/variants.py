@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
-
-import torch
 
 from ..checkpoints import save_model
 from ..errors import StoreError
 from ..measuring import measure
 from ..measuring.suite import SPLITS, Split
-from ..method import Method
 from .arms import Chain, RunPlan, variant
 from .bench import Bench
 from .endings import Lacking, has_weights, lack, one_line
 from .events import Event, Listener
+from .making import make
 from .points import Point, Points
 from .progress import Reporter
 from .store import WRITING, Store, disk_full, locked, remove, write_atomic, write_json
@@ -46,7 +45,7 @@ def make_variants(
             continue
         reporter.stage(name)
         try:
-            _make_variant(bench, store, run, points, after, of, name)
+            _make_variant(bench, store, run, points, reporter, after, of, name)
         except Exception as error:
             if isinstance(error, StoreError) or disk_full(error):
                 raise
@@ -57,15 +56,22 @@ def make_variants(
     return lacking
 
 
-def _make_variant(bench: Bench, store: Store, run: RunPlan, points: Points, after: Chain, of: str, name: str) -> None:
+def _make_variant(
+    bench: Bench, store: Store, run: RunPlan, points: Points, reporter: Reporter, after: Chain, of: str, name: str
+) -> None:
     source = points.get(points.kept(of))
     nothing = {"weights": None, "validation": None, "test": None}
     point = {**source, "name": name, "variant": variant(after, of), **nothing}
     if alike := _alike(bench, run, points, name, "validation"):
-        points.put_alike(point, alike, "validation")
+        points.put_alike(point | _found(points.get(alike).get("found")), alike, "validation")
     else:
-        model = _variant_model(bench, store, run, source, after)
-        measure_point(bench, points, point, model, SPLITS[:1])
+        model, found = _variant_model(bench, store, run, source, after, partial(reporter.stage, of=name))
+        measure_point(bench, points, point | _found(found), model, SPLITS[:1])
+
+
+def _found(found: Any) -> dict[str, Any]:
+    """What a point says of what its methods searched or learned; nothing where none did."""
+    return {"found": found} if found else {}
 
 
 def _alike(bench: Bench, run: RunPlan, points: Points, name: str, split: Split) -> str | None:
@@ -77,16 +83,12 @@ def _alike(bench: Bench, run: RunPlan, points: Points, name: str, split: Split) 
     return next((other for other in same if points.get(other)[split] is not None), None)
 
 
-@torch.no_grad()
-def _variant_model(bench: Bench, store: Store, run: RunPlan, source: Point, after: tuple[Method, ...]) -> Any:
+def _variant_model(
+    bench: Bench, store: Store, run: RunPlan, source: Point, after: Chain, tell: Callable[[str], None] = lambda _: None
+) -> tuple[Any, list[Any]]:
+    """The model of a variant, and what its methods found on the way."""
     model = _load(bench, store, run, source)
-    initial = dict(bench.initial.model.named_parameters())
-    weights: dict[str, torch.Tensor] = dict(model.named_parameters())
-    for method in after:
-        weights = method.after(initial, weights)
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
-    return model
+    return model, make(bench, store, run, source, after, model, tell)
 
 
 def _load(bench: Bench, store: Store, run: RunPlan, point: Point) -> Any:
@@ -110,7 +112,7 @@ def measure_test(bench: Bench, store: Store, run: RunPlan, names: Iterable[str],
                 continue
             listen(Event("run", run.key, f"testing {name}", bench.steps, bench.steps))
             if name in chains:
-                model = _variant_model(bench, store, run, points.source(point), chains[name])
+                model, _ = _variant_model(bench, store, run, points.source(point), chains[name])
                 point = point | {"weights": f"weights/{name}"}
                 with WRITING:
                     save_model(model, bench.tokenizer, directory / point["weights"])
