@@ -30,6 +30,7 @@ from .points import Point
 from .store import Store, read_json, read_scores, write_json
 
 Found = dict[str, Any]
+LONG = ("steps", "settings")  # stays in the run's folder
 
 
 @torch.no_grad()  # learning asks for gradients itself
@@ -50,7 +51,8 @@ def make(
         model: The checkpoint, loaded.
         tell: Takes a few words on how far the work is.
     Returns:
-        What the methods found, of those that search or learn: their record and the key ``method``.
+        What the methods found, of those that search or learn: their record without its steps, ``method``, and about
+        how many ``measurements`` it cost.
     """
     folder, judge, all_found = _folder(store, run, source, after), Judge(bench, store, model), list[Found]()
     for number, method in enumerate(after):
@@ -69,7 +71,8 @@ def make(
         weights = method.make(making)
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
-        all_found += [{"method": method.name, **found} for found in keeper.given]
+        about = {"method": method.name, "measurements": method.measurements}
+        all_found += [{**about, **{k: v for k, v in one.items() if k not in LONG}} for one in keeper.given]
     return all_found
 
 
