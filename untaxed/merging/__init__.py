@@ -29,6 +29,7 @@ from ._linear import linear as linear
 from ._model_stock import ModelStockRule as ModelStockRule
 from ._model_stock import model_stock as model_stock
 from ._output_config import output_config as output_config
+from ._part_averaging import PARTS as PARTS
 from ._part_averaging import PartAveraging as PartAveraging
 from ._partition import AS_AVERAGE as AS_AVERAGE
 from ._partition import AS_RELEASED as AS_RELEASED

@@ -43,7 +43,7 @@ class PartAveraging(Method):
         check_fraction("initial_share", self.initial_share)
         check_blocks(self.blocks)
         if isinstance(self.blocks, int):
-            self._place(self.blocks, tuple(map(str, range(self.blocks))))
+            self.place(self.blocks, tuple(map(str, range(self.blocks))))
 
     @property
     def tag(self) -> str:
@@ -63,10 +63,10 @@ class PartAveraging(Method):
         return heterogeneous_average(initial, aligned, self._alone(blocks), blocks, rest_share=0.0)
 
     def _alone(self, blocks: Partition) -> dict[str, float]:
-        return blocks.alone(blocks.names[self._place(len(blocks.names), blocks.names)], self.initial_share)
+        return blocks.alone(blocks.names[self.place(len(blocks.names), blocks.names)], self.initial_share)
 
-    def _place(self, count: int, names: tuple[str, ...]) -> int:
-        """The number of the block among that many."""
+    def place(self, count: int, names: tuple[str, ...]) -> int:
+        """The number of the block among that many of these names."""
         if self.block in names:
             return names.index(str(self.block))
         parts = {"input": 0, "middle": count // 2, "output": count - 1}
