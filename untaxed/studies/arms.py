@@ -145,7 +145,9 @@ def _full_label(arm: ArmPlan) -> str:
 
 
 def _short(value: Any) -> str:
-    return "|".join(map(str, value["sweep"])) if isinstance(value, dict) and "sweep" in value else str(value)
+    if not isinstance(value, dict):
+        return str(value)
+    return "|".join(map(str, value["sweep"])) if "sweep" in value else "/".join(value)
 
 
 def check_arms(arms: Sequence[ArmPlan], context: Context) -> None:
