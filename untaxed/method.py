@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, get_type_hints, runtime_checkable
 
 from torch import Tensor, nn
@@ -115,6 +116,44 @@ ALONE = Host()  # a loop that shows nothing but the policy
 
 
 @dataclass(frozen=True)
+class Responses:
+    """What a model wrote after training prompts, as token ids, and the proxy reward of each response."""
+
+    prompts: Sequence[Sequence[int]]
+    responses: Sequence[Sequence[int]]
+    rewards: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Making:
+    """What there is to make a variant's weights from, for a method that acts after training.
+
+    Attributes:
+        initial: Weights before alignment.
+        aligned: Weights after it, of the methods before this one where several are composed. They may be `model`'s own.
+        model: Has the aligned weights. Others may be written while a method works, who puts the aligned ones back.
+        seed: The run's.
+        respond: Draws that many responses of `model`, as it is now, to training prompts.
+        judge: Measures `model`, as it is now, on validation: ``reward`` (the proxy), ``tax`` on the select abilities,
+            None where undefined with ``why``; beside them ``initial_reward``, that of the initial model.
+        once: Gives what it gave the last time for this variant, or else calls its argument for plain values and
+            keeps them: what was searched is not searched again.
+        folder: For logs that let a search go on after a kill; this variant's own, made when it is written to.
+        tell: Takes a few words on how far the work is.
+    """
+
+    initial: Weights
+    aligned: Weights
+    model: nn.Module
+    seed: int
+    respond: Callable[[int], Responses]
+    judge: Callable[[], Mapping[str, Any]]
+    once: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
+    folder: Path
+    tell: Callable[[str], None] = lambda _: None
+
+
+@dataclass(frozen=True)
 class Context:
     """What a method may ask about the training it is about to join."""
 
@@ -124,6 +163,7 @@ class Context:
     backend: str = "plain"  # plain, ddp, fsdp2, fsdp1, deepspeed
     lora: bool = False
     free_every: int = 1  # optimizer steps from one at which no on-policy samples wait to the next
+    shapes: Mapping[str, Sequence[int]] | None = None  # of the initial model's tensors, where they are known
 
     def first_free(self, step: int) -> int:
         """The step from this one on at which weights may be replaced."""
@@ -209,6 +249,16 @@ class Method:
         """True when these settings change the KL term's reference or count on it; only one method of a training may."""
         return False
 
+    @property
+    def tag(self) -> str:
+        """The method with its settings as a part of a folder's name."""
+        return "-".join([self.name, *map(str, self.settings().values())])
+
+    @property
+    def measurements(self) -> int:
+        """Site `after`: how many measurements of a model its weights cost to make, about."""
+        return 0
+
     def check(self, context: Context) -> None:
         """Raises `Unsupported` with the reason before any step, where the method cannot work."""
 
@@ -239,8 +289,15 @@ class Method:
     def after(self, initial: Weights, aligned: Weights) -> dict[str, Tensor]:
         """Site `after`: the variant's weights, new tensors with the names and dtypes of `aligned`."""
         tail = " on one model: it merges several, see merge()" if self.trainings > 1 else ""
-        raise NotImplementedError(f"{self.name} does not act after training{tail}")
+        raise NotImplementedError(f"{self.name} does not act after training{tail or ' on two sets of weights alone'}")
 
     def merge(self, initial: Weights, members: Sequence[Weights]) -> dict[str, Tensor]:
         """Site `after` in the place of `after`, where the method needs `members`: one model of as many trainings."""
         raise NotImplementedError(f"{self.name} does not merge several trainings")
+
+    def make(self, making: Making) -> dict[str, Tensor]:
+        """Site `after`, for methods that need more than two sets of weights; this is what is called.
+
+        A method that searches or learns returns its weights from what `Making.once` gave.
+        """
+        return self.after(making.initial, making.aligned)

@@ -20,7 +20,18 @@ from .callbacks import (
     WARPAnchor,
 )
 from .errors import SpecError, nearest
-from .merging import DARE, SLERP, TIES, WARP, Averaging, Extrapolation, ModelStock
+from .merging import (
+    DARE,
+    HMA,
+    SLERP,
+    TIES,
+    WARP,
+    Averaging,
+    Extrapolation,
+    HMASearch,
+    ModelStock,
+    PartAveraging,
+)
 from .method import Method
 from .objectives import KL
 from .optim import ChildTuning, MoFO, OnDARE, OnlineMerging, OnTIES, UpdateDropout
@@ -51,7 +62,8 @@ class EarlyStopping(Method):
 
 
 ROWS: tuple[type[Method], ...] = (
-    Plain, EarlyStopping, KL, Averaging, SLERP, TIES, DARE, Extrapolation, ModelStock, WARP,
+    Plain, EarlyStopping, KL, Averaging, HMA, HMASearch, PartAveraging,
+    SLERP, TIES, DARE, Extrapolation, ModelStock, WARP,
     EMA, ElasticReset, ResetToInitial, ResetToAverage, DriftTriggeredReset,
     OnDARE, OnTIES, OnlineMerging, UpdateDropout, MoFO, ChildTuning,
     SyncReference, WARPAnchor, BEMA,

@@ -21,6 +21,12 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "early_stopping": [{}],
     "kl": [{"beta": 0.1}],
     "averaging": [{"initial_share": 0.0}, {"initial_share": 0.3}, {"initial_share": 1.0}],
+    "hma": [{"initial_share": 0.2}, {"initial_share": 0.4, "blocks": {"all": "matrix"}, "policies": "as_released"}],
+    "hma_search": [{}, {"goal": "most_reward", "tax_at_most": 0.05, "initial_share": 0.2, "evaluations": 9}],
+    "part_averaging": [
+        {"block": "all", "blocks": {"all": "matrix"}},
+        {"block": "output", "blocks": {"first": "matrix", "last": "scalar"}, "initial_share": 0.3},
+    ],
     "slerp": [{"initial_share": 0.0}, {"initial_share": 0.3}, {"initial_share": 1.0}],
     "ties": [{"density": 0.2}, {"density": 1.0, "scale": 0.5}],
     "dare": [{"density": 0.2}, {"density": 0.5, "rescale": "l1", "scale": 0.8, "seed": 3}],
@@ -43,7 +49,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "bema": [{"update_every": 2}, {"update_every": 3, "into": "reference", "schedule": "trl", "start_after": 2}],
 }
 CASES = [methods.build(name, settings) for name, each in SETTINGS.items() for settings in each]
-AFTER = [method for method in CASES if "after" in method.acts]
+AFTER = [method for method in CASES if "after" in method.acts and type(method).make is Method.make]
 BETWEEN = [method for method in CASES if "between" in method.acts]
 
 
@@ -153,7 +159,8 @@ def test_a_method_offers_no_more_than_it_says(method: Method) -> None:
 
 def test_which_methods_train() -> None:
     assert {method.name for method in CASES if not method.trains} == {
-        *("plain", "early_stopping", "averaging", "slerp", "ties", "dare", "extrapolation", "model_stock", "warp")
+        *("plain", "early_stopping", "averaging", "slerp", "ties", "dare", "extrapolation", "model_stock", "warp"),
+        *("hma", "hma_search", "part_averaging"),
     }
 
 

@@ -136,7 +136,7 @@ def test_a_variant_is_made_of_the_same_kind_of_checkpoint_of_each(
     back = [average(initial, one, initial_share=0.3) for one in trained[:2]]
     run, points = bench.runs[found[0]["key"]], Points(found[0]["points"])
     for after in run.variants:
-        model = variants._variant_model(bench, store, variants.sources(store, run, points, after, of), after)
+        model = variants._variant_model(bench, store, run, variants.sources(store, run, points, after, of), after)[0]
         for name, tensor in model.named_parameters():
             if after[-1].name == "warp":
                 expected = warp([one[name] for one in trained], initial[name], initial_share=0.2)

@@ -27,6 +27,8 @@ def show_plan(spec: StudySpec, out: Path, workers: int | None, *, as_json: bool)
     typer.echo(f"study     {tally(estimate.done, estimate.failed, left)}")
     if left:
         typer.echo(f"each      {counted(estimate.steps, 'step')}, up to {counted(estimate.points, 'model')} measured")
+        if estimate.searched:
+            typer.echo(f"search    up to {estimate.searched} measurements more, to find what methods look for")
     typer.echo(f"minutes   {minutes} ({estimate.basis})")
     least, most = _size(estimate.kept_bytes), _size(estimate.disk_bytes)
     stay = "all of it stays" if least == most else f"{least} to {most} stay, depending on what is chosen"

@@ -20,6 +20,7 @@ class Point:
     Attributes:
         values: Split -> ``{"reward": {name: x}, "abilities": {…}, "drift": {…}}``, or None where it was not measured.
         scores: ``scores(split, "abilities.facts")`` reads the (items, k) sufficient statistics.
+        found: What its methods searched or learned, such as ratios of blocks.
     """
 
     seed: int
@@ -29,6 +30,7 @@ class Point:
     phase: str | None
     values: Mapping[str, Mapping[str, Any] | None]
     scores: Callable[[str, str], Array]
+    found: Sequence[Mapping[str, Any]] = ()
 
     def value(self, split: str, key: str) -> float | None:
         """One measured number (``"reward.proxy"``); None where it is missing or not finite."""

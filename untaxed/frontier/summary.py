@@ -129,6 +129,7 @@ def _points(study: Comparison, arm: Arm) -> list[dict[str, Any]]:
 
 def _point(study: Comparison, setting: Setting | None, roles: Sequence[str]) -> dict[str, Any]:
     assert setting is not None  # choices name settings that exist
+    found = {str(seed): list(point.found) for seed, point in sorted(setting.points.items()) if point.found}
     return {
         "setting": setting.label,
         "values": dict(setting.values),
@@ -140,4 +141,5 @@ def _point(study: Comparison, setting: Setting | None, roles: Sequence[str]) -> 
             "select": study.group_tax(setting, study.select).json(),
             "report": study.group_tax(setting, study.report).json(),
         },
+        **({"found": found} if found else {}),
     }

@@ -22,12 +22,16 @@ from ._heterogeneous import blended as blended
 from ._heterogeneous import heterogeneous_average as heterogeneous_average
 from ._hma import Learned as Learned
 from ._hma import learn_ratios as learn_ratios
+from ._hma_row import HMA as HMA
+from ._hma_search_row import HMASearch as HMASearch
 from ._linear import LinearRule as LinearRule
 from ._linear import linear as linear
 from ._model_stock import ModelStock as ModelStock
 from ._model_stock import ModelStockRule as ModelStockRule
 from ._model_stock import model_stock as model_stock
 from ._output_config import output_config as output_config
+from ._part_averaging import PARTS as PARTS
+from ._part_averaging import PartAveraging as PartAveraging
 from ._partition import AS_AVERAGE as AS_AVERAGE
 from ._partition import AS_RELEASED as AS_RELEASED
 from ._partition import Block as Block

@@ -16,6 +16,7 @@ from .axes import Look, looks
 from .curves import alongside, curve, cycles, trained_points
 from .directory import StudyFiles, read_study
 from .numbers import Summary
+from .parts import part_panels, shares
 from .plots import CurvePlot, arm_looks, curve_plot, difference_bars, frontier_plot, legend_places
 from .samples import samples
 from .tables import abilities_table, arms_table
@@ -130,6 +131,7 @@ def _content(files: StudyFiles) -> dict[str, Any]:
         "failed": [{**run, "whose": whose(run)} for run in files.failed],
         "words": WORDS,
         "choices": CHOICES,
+        "shares": shares(files),
         **_curves(files),
     }
 
@@ -185,6 +187,7 @@ def _curves(files: StudyFiles) -> dict[str, Any]:
         "curve_groups": groups,
         "with_curves": [arm for arm, points in runs.items() if points],
         "cycles": [(arm, panels) for arm, panels in split if panels],
+        "parts": part_panels(files, styles),
     }
 
 

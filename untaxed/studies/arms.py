@@ -186,7 +186,9 @@ def _full_label(arm: ArmPlan) -> str:
 
 
 def _short(value: Any) -> str:
-    return "|".join(map(str, value["sweep"])) if isinstance(value, dict) and "sweep" in value else str(value)
+    if not isinstance(value, dict):
+        return str(value)
+    return "|".join(map(str, value["sweep"])) if "sweep" in value else "/".join(value)
 
 
 def check_arms(arms: Sequence[ArmPlan], context: Context) -> None:
@@ -275,5 +277,4 @@ def variant(after: Chain, of: str | None = None) -> dict[str, Any] | None:
 
 def variant_name(after: Chain, of: str) -> str:
     """The name of a variant's point, such as ``averaging-0.2@last``; it is also a folder's name."""
-    names = ["-".join([method.name, *map(str, method.settings().values())]) for method in after]
-    return re.sub(r"[^\w.@+-]+", "_", f"{'+'.join(names)}@{of}")
+    return re.sub(r"[^\w.@+-]+", "_", f"{'+'.join(method.tag for method in after)}@{of}")

@@ -163,6 +163,7 @@ def prepare(spec: StudySpec) -> Bench:
         arguments.get("max_steps"),
         has_pretrained=task.pretrained is not None,
         free_every=1 if name is None else free_every(name, arguments),
+        shapes=check_model_dir(task.initial),
     )
     check_arms(arms, context)
     if name is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
@@ -32,6 +33,7 @@ class Estimate:
         failed: Those that failed and are not tried again.
         steps: Optimizer steps a run.
         points: Models measured on validation in what is left, variants included, at most in one run.
+        searched: Models beside them that methods measure to find their variants, about and at most in one run.
         seconds: Wall time of what is left; None while nothing is known.
         basis: What the time was estimated from.
         disk_bytes: Most that lies on disk at a time, the trainer's own state left aside.
@@ -43,6 +45,7 @@ class Estimate:
     failed: int
     steps: int
     points: int
+    searched: int
     seconds: float | None
     basis: str
     disk_bytes: int
@@ -60,11 +63,14 @@ class _Rest:
     trained: int
     variants: int
     member: bool
+    searched: int
 
     @property
     def measured(self) -> float:
         """Models measured: on validation, the last step and what is chosen on test too."""
-        return self.trained + self.trains if self.member else (self.trained + self.variants) * (1 + CHOSEN)
+        if self.member:
+            return self.trained + self.trains
+        return (self.trained + self.variants) * (1 + CHOSEN) + self.searched
 
 
 def estimate(
@@ -103,6 +109,7 @@ def estimate(
         failed=failed,
         steps=facts["steps"],
         points=max((one.trained + one.variants for one in rest), default=0),
+        searched=max((one.searched for one in rest), default=0),
         seconds=None if seconds is None else max([sum(seconds) / side_by_side, *seconds]),
         basis=basis,
         disk_bytes=weights * (there + sum(_own(one, facts) + one.variants for one in rest)),
@@ -113,8 +120,9 @@ def estimate(
 def _rest(store: Store, run: RunPlan, facts: Mapping[str, Any], keep: Sequence[str], *, trains: bool) -> _Rest:
     result = store.result(run.key)
     names = {point["name"] for point in result["points"]} if result and not trains else set()
-    variants = sum(name not in names for _, _, name in run.wanted(keep))
-    return _Rest(trains, measured_models(run, facts) if trains else 0, variants, run.member is not None)
+    left = [after for after, _, name in run.wanted(keep) if name not in names]
+    searched = sum(method.measurements for after in left for method in after)
+    return _Rest(trains, measured_models(run, facts) if trains else 0, len(left), run.member is not None, searched)
 
 
 def measured_models(run: RunPlan, facts: Mapping[str, Any]) -> int:
@@ -164,13 +172,18 @@ def _costs(
     known = [result for result in results if result and result["status"] == "done" and result["seconds"]]
     if known:
         training = [result["train_seconds"] or 0.0 for result in known]
-        # the last step is measured on test too before a run is complete
-        measuring = [(one["seconds"] - spent) / (len(one["points"]) + 1) for one, spent in zip(known, training)]
+        measuring = [(one["seconds"] - spent) / _measured(one) for one, spent in zip(known, training)]
         costs = statistics.mean(training), max(0.0, statistics.mean(measuring))
         return costs, f"{counted(len(known), 'run')} done before"
     if probed is None:
         return None, "not known before the first run is done"
     return (steps * probed["step_seconds"], probed["measure_seconds"]), f"{PROBED_STEPS} steps tried out"
+
+
+def _measured(result: Mapping[str, Any]) -> int:
+    """What a complete run measured; the last step on test too, and of equal variants one."""
+    found = {json.dumps(point["found"]): point["found"] for point in result["points"] if "found" in point}
+    return len(result["points"]) + 1 + sum(one["measurements"] for each in found.values() for one in each)
 
 
 def probe(bench: Bench) -> dict[str, float]:

@@ -60,9 +60,13 @@ class Reporter:
         }
         self._say("run", "")
 
-    def stage(self, text: str) -> None:
+    def stage(self, text: str, of: str = "") -> None:
+        """Says what is done after training; `of`: the variant whose making it is a part of."""
         self._step = self._bench.steps
-        self._say("run", text)
+        if not of:
+            self._say("run", text)
+        elif time.monotonic() - self._said > INTERVAL_S:
+            self._say("run", f"{of}: {text}")
 
     def done(self) -> None:
         self._step = self._bench.steps

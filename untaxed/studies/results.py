@@ -198,6 +198,7 @@ def _point(point: Mapping[str, Any], seed: int, scores: Path) -> frontier.Point:
         phase=point["phase"],
         values={"validation": point["validation"], "test": point["test"]},
         scores=read,
+        found=point.get("found", ()),
     )
 
 

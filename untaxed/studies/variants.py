@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
-
-import torch
 
 from ..checkpoints import save_model
 from ..errors import RunFailed, StoreError
 from ..measuring import measure
 from ..measuring.suite import SPLITS, Split
-from ..method import Method
+from ..method import Weights
 from .arms import Chain, RunPlan, variant
 from .bench import Bench
 from .endings import Lacking, has_weights, lack, one_line
 from .events import Event, Listener
+from .making import make
 from .points import Point, Points
 from .progress import Reporter
 from .store import WRITING, Store, disk_full, locked, remove, write_atomic, write_json
@@ -57,7 +58,7 @@ def make_variants(
             continue
         reporter.stage(name)
         try:
-            _make_variant(bench, store, run, points, after, of, name)
+            _make_variant(bench, store, run, points, reporter, after, of, name)
         except Exception as error:
             if isinstance(error, StoreError) or disk_full(error):
                 raise
@@ -68,15 +69,23 @@ def make_variants(
     return lacking
 
 
-def _make_variant(bench: Bench, store: Store, run: RunPlan, points: Points, after: Chain, of: str, name: str) -> None:
+def _make_variant(
+    bench: Bench, store: Store, run: RunPlan, points: Points, reporter: Reporter, after: Chain, of: str, name: str
+) -> None:
     source = points.get(points.kept(of))
     nothing = {"weights": None, "validation": None, "test": None}
     point = {**source, "name": name, "variant": variant(after, of), **nothing}
     if alike := _alike(bench, store, run, points, name, "validation"):
-        points.put_alike(point, alike, "validation")
+        points.put_alike(point | _found(points.get(alike).get("found")), alike, "validation")
     else:
-        model = _variant_model(bench, store, sources(store, run, points, after, of), after)
-        measure_point(bench, points, point, model, SPLITS[:1])
+        made_of = sources(store, run, points, after, of)
+        model, found = _variant_model(bench, store, run, made_of, after, partial(reporter.stage, of=name))
+        measure_point(bench, points, point | _found(found), model, SPLITS[:1])
+
+
+def _found(found: Any) -> dict[str, Any]:
+    """What a point says of what its methods searched or learned; nothing where none did."""
+    return {"found": found} if found else {}
 
 
 def _alike(bench: Bench, store: Store, run: RunPlan, points: Points, name: str, split: Split) -> str | None:
@@ -106,20 +115,24 @@ def sources(store: Store, run: RunPlan, points: Points, after: Chain, of: str) -
     return found
 
 
-@torch.no_grad()
-def _variant_model(bench: Bench, store: Store, made_of: Sequence[Source], after: tuple[Method, ...]) -> Any:
-    model = _load(bench, store, *made_of[0])
-    initial = dict(bench.initial.model.named_parameters())
-    weights: dict[str, torch.Tensor] = dict(model.named_parameters())
-    for place, method in enumerate(after):
-        if method.trainings == 1:
-            weights = method.after(initial, weights)
-        else:  # what stands before it in the arm is done to each member
-            others = [_variant_model(bench, store, [source], after[:place]) for source in made_of[1:]]
-            weights = method.merge(initial, [weights, *(dict(one.named_parameters()) for one in others)])
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
-    return model
+def _variant_model(
+    bench: Bench,
+    store: Store,
+    run: RunPlan,
+    made_of: Sequence[Source],
+    after: Chain,
+    tell: Callable[[str], None] = lambda _: None,
+) -> tuple[Any, list[Any]]:
+    """The model of a variant, and what its methods found on the way."""
+    (key, point), others = made_of[0], made_of[1:]
+    model = _load(bench, store, key, point)
+
+    def members(place: int) -> list[Weights]:
+        """What stands before a merge in the arm is done to each member."""
+        theirs = [_variant_model(bench, store, replace(run, key=one[0]), [one], after[:place])[0] for one in others]
+        return [dict(model.named_parameters()) for model in theirs]
+
+    return model, make(bench, store, run, point, after, model, members, tell)
 
 
 def _load(bench: Bench, store: Store, key: str, point: Point) -> Any:
@@ -143,7 +156,8 @@ def measure_test(bench: Bench, store: Store, run: RunPlan, names: Iterable[str],
                 continue
             listen(Event("run", run.key, f"testing {name}", bench.steps, bench.steps))
             if name in wanted:
-                model = _variant_model(bench, store, sources(store, run, points, *wanted[name]), wanted[name][0])
+                made_of = sources(store, run, points, *wanted[name])
+                model, _ = _variant_model(bench, store, run, made_of, wanted[name][0])
                 point = point | {"weights": f"weights/{name}"}
                 with WRITING:
                     save_model(model, bench.tokenizer, directory / point["weights"])
