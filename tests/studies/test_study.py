@@ -121,6 +121,23 @@ def test_a_checkpoint_that_is_last_and_best_is_averaged_and_measured_once(
     assert not [name for name in measured if name.endswith("@best_proxy")]  # nor on test
 
 
+def test_a_chosen_variant_has_a_card_with_its_tax_table(study: Study) -> None:
+    made = [
+        (study.directory / "runs" / run["key"] / point["weights"] / "README.md", point)
+        for run in runs(study.directory)
+        for point in run["points"]
+        if point["variant"] and point["weights"]
+    ]
+    assert made
+    for path, point in made:
+        card = path.read_text()
+        assert f"initial_share: {point['variant']['initial_share']}" in card
+        rows = {line.split("|")[1].split("(")[0].strip(): line for line in card.splitlines() if line.startswith("| ")}
+        for group in ("reward", "abilities", "drift"):
+            for name, value in point["test"][group].items():
+                assert value is None or f" {value:.3f} |" in rows[name], name
+
+
 def test_a_variant_is_the_average_of_its_checkpoint_and_the_initial_model(study: Study, tiny_initial: Path) -> None:
     run = plain_run(study.directory)
     [point] = [p for p in run["points"] if p["variant"] and p["weights"]][:1]

@@ -4,6 +4,8 @@ from ._average import AverageRule as AverageRule
 from ._average import Averaging as Averaging
 from ._average import average as average
 from ._blocks import partition as partition
+from ._card import model_card as model_card
+from ._card import plain as plain
 from ._dare import DARE as DARE
 from ._dare import DareRule as DareRule
 from ._dare import dare as dare

@@ -15,6 +15,7 @@ from ..measuring.suite import SPLITS, Split
 from ..method import Weights
 from .arms import Chain, RunPlan, variant
 from .bench import Bench
+from .card import write_card
 from .endings import Lacking, has_weights, lack, one_line
 from .events import Event, Listener
 from .making import make
@@ -167,8 +168,16 @@ def measure_test(bench: Bench, store: Store, run: RunPlan, names: Iterable[str],
                 points.put_alike(point, alike, "test")
             else:
                 measure_point(bench, points, point, model, ["test"])
+            if name in wanted:
+                _write_card(bench, store, run, points, points.get(name), *wanted[name])
         points.save(directory, {key: value for key, value in result.items() if key not in ("points", "notes")})
         listen(Event("tested", run.key))
+
+
+def _write_card(bench: Bench, store: Store, run: RunPlan, points: Points, point: Point, after: Chain, of: str) -> None:
+    made_of = {f"run {key}, {source['name']}": "aligned" for key, source in sources(store, run, points, after, of)}
+    with WRITING:
+        write_card(bench, store, points, {**point, "weights": store.run(run.key) / point["weights"]}, made_of)
 
 
 def prune(store: Store, key: str, *, kinds: Iterable[str], chosen: Iterable[str]) -> None:
