@@ -162,3 +162,10 @@ def test_variants_are_plain_values_and_their_names_can_be_folders() -> None:
     assert variant(()) is None
     assert json.loads(json.dumps(variant(after, "last"))) == {"method": "averaging", "initial_share": 0.2, "of": "last"}
     assert variant_name(after, "last") == "averaging-0.2@last"
+
+
+def test_a_search_before_a_merge_of_several_trainings_is_refused() -> None:
+    search, merge = {"hma_search": {"evaluations": 9}}, {"model_stock": {"members": 3}}
+    check_arms(plan_arms([[merge, search]]), DPO)
+    with pytest.raises(SpecError, match="hma_search stands before model_stock, so it would search once for every"):
+        check_arms(plan_arms([[search, merge]]), DPO)

@@ -199,6 +199,7 @@ def check_arms(arms: Sequence[ArmPlan], context: Context) -> None:
         SpecError: A method trains where nothing is trained, or needs what the study does not give.
     """
     for setting in (setting for arm in arms for setting in arm.settings):
+        _check_searches(setting.after)
         for method in (*setting.training, *setting.after):
             if context.algorithm is None and method.trains:
                 raise SpecError(
@@ -213,6 +214,17 @@ def check_arms(arms: Sequence[ArmPlan], context: Context) -> None:
             if "pretrained" in method.needed and not context.has_pretrained:
                 raise SpecError(f"methods: {method.name} needs models.pretrained, which is not given")
             method.check(context)
+
+
+def _check_searches(after: Chain) -> None:
+    """What searches before a merge of several trainings would search anew for each of them, and again for the test."""
+    for place, method in enumerate(after):
+        searching = next((one.name for one in after[:place] if one.measurements), None)
+        if method.trainings > 1 and searching:
+            raise SpecError(
+                f"methods: {searching} stands before {method.name}, so it would search once for every member; put it "
+                "behind, or make it an arm of its own"
+            )
 
 
 def plan_runs(arms: Sequence[ArmPlan], seeds: Sequence[int], identity: Any) -> dict[str, RunPlan]:
