@@ -127,16 +127,24 @@ def test_averaging_agrees_with_the_function(models: list[str], tmp_path: Path) -
         assert torch.equal(found[name], wanted[name])
 
 
-def test_integers_are_copied(models: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.7, 1.0])
+def test_integers_are_those_of_the_larger_share_as_in_the_functions(
+    models: list[str], share: float, tmp_path: Path
+) -> None:
     for number, name in enumerate(models[:2]):
         path = tmp_path / f"m{number}"
         path.mkdir()
         tensors = load_file(Path(name) / WEIGHTS) | {"counts": torch.tensor([number, 2**40 + 1])}
         save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
         (path / "config.json").write_text((Path(name) / "config.json").read_text())
-    merge(recipe("slerp", [str(tmp_path / "m1")], base=str(tmp_path / "m0"), t=0.5), tmp_path / "out")
-    with safe_open(tmp_path / "out" / WEIGHTS, "pt") as file:
-        assert file.get_tensor("counts").tolist() == [0, 2**40 + 1]
+    initial, aligned = (str(tmp_path / f"m{number}") for number in range(2))
+    written = average(initial, aligned, initial_share=share, out=tmp_path / "out")
+    wanted = average(*(load_file(Path(name) / WEIGHTS) for name in (initial, aligned)), initial_share=share)
+    assert written.keys() == wanted.keys()
+    assert all(torch.equal(written[name], wanted[name]) for name in wanted)
+    merge(recipe("slerp", [aligned], base=initial, t=1 - share), tmp_path / "arc")
+    with safe_open(tmp_path / "arc" / WEIGHTS, "pt") as file:  # at one half of the first model, which is base_model
+        assert file.get_tensor("counts").tolist() == [int(share < 0.5), 2**40 + 1]
 
 
 def test_layers_of_several_models(models: list[str], tmp_path: Path) -> None:

@@ -142,7 +142,9 @@ class _Tensor:
         """Of one parent, in its own dtype: through float32 where that changes, so that NaN and infinity are found."""
         if self._stop.is_set():
             raise _Stopped
-        taken = self._one.models[0]
+        rule = self._one.rule
+        owner = 0 if rule is None else rule.owner()
+        taken = self._one.base if owner is None and self._one.base is not None else self._one.models[owner or 0]
         if self._kind.dtype.is_floating_point:
             return self._block(taken, start)
         return self._parents[taken.parent].stored(taken.name, start, min(start + BLOCK, self._kind.numel))
