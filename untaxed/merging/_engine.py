@@ -64,7 +64,9 @@ def run(plan: Plan, out: str | Path, *, shard_bytes: int = SHARD_BYTES, progress
         CheckpointError, StoreError: As `merge`; nothing is left at `out` then.
     """
     read = {place for parent in plan.parents.values() for place in parent.directories}
-    with ShardedWriter(out, plan.kinds, shard_bytes=shard_bytes, parents=sorted(read)) as writer:
+    with ShardedWriter(
+        out, plan.kinds, shard_bytes=shard_bytes, parents=sorted(read), allow_nonfinite=plan.allow_nonfinite
+    ) as writer:
         _work(plan, writer, progress or (lambda nbytes: None))
         carry_files(plan.main, writer.directory, kinds=plan.kinds, config=plan.config, tokenizer=plan.tokenizer)
         if plan.recipe.chat_template is not None:
