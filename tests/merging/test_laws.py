@@ -37,7 +37,8 @@ OWNERS = {  # the place of the largest share, None for the base's; the first one
     "dare": 2, "dare ties": 2, "task negation": None, "warp": None, "dare, l1": None,
 }  # fmt: skip
 ENDS = [
-    (AverageRule(0), 0), (AverageRule(1), None), (LinearRule((0, 1)), 1), (LinearRule((2, 0)), 0), (SlerpRule((0, 1)), 1),
+    (AverageRule(0), 0), (AverageRule(1), None), (LinearRule((0, 1)), 1), (LinearRule((2, 0)), 0),
+    (SlerpRule((0, 1)), 1),
     (SlerpRule((1, 0)), 0), (WarpRule((1,), 0), 0), (WarpRule((1, 1), 1), None), (TaskArithmeticRule((0, 0)), None),
     (TaskArithmeticRule((1,), scale=0), None), (TaskArithmeticRule((0, 1)), 1), (TiesRule((0, 0), (1, 1)), None),
     (TiesRule((1, 1), (1, 1), scale=0), None), (TiesRule((0, 1), (1, 1)), 1), (DareRule((0, 0), (0.5, 0.5)), None),

@@ -54,7 +54,8 @@ def linear(models: Sequence[Tensor], *, weights: Sequence[float] | None = None, 
         weights: :math:`w_k`, one a model; all 1 where not given.
         normalize: False: the sum is not divided.
     Returns:
-        A new tensor with the first one's dtype and device. Integer and boolean tensors: that of the largest weight, copied.
+        A new tensor with the first one's dtype and device. Integer and boolean tensors: that of the largest
+        weight, copied.
     Raises:
         ValueError: Shapes differ, there is not one finite weight a model, or weights to normalize sum to 0.
     Example:

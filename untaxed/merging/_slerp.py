@@ -65,7 +65,8 @@ def slerp(models: Sequence[Tensor], base: Tensor | None = None, *, weights: Sequ
         base: The tensor that all were trained from.
         weights: One a model, not negative; (1 − t, t) for two. All equal where not given.
     Returns:
-        A new tensor with the first one's dtype and device. Integer and boolean tensors: that of the largest weight, copied.
+        A new tensor with the first one's dtype and device. Integer and boolean tensors: that of the largest
+        weight, copied.
         A tensor's angle is that of all its entries. Where it is within 1e-4 of 0 or of pi, or one of the two is 0, the
         interpolation is linear: towards 0 that is the limit, opposite directions have no arc.
     Raises:
