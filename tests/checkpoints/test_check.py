@@ -205,3 +205,65 @@ def test_numbers_of_a_header_that_are_none_are_refused(model_dir: Path, entry: d
     (model_dir / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
     with pytest.raises(CheckpointError, match="shape or place of tensor 'w' is not made of whole numbers"):
         check_model_dir(model_dir)
+
+
+def test_a_tensor_that_the_index_does_not_list_is_refused(model_dir: Path) -> None:
+    first = shard(model_dir)[0]
+    save_file({**load_file(first), "stray": torch.ones(1)}, first)
+    with pytest.raises(CheckpointError, match=rf"{first.name} holds 'stray', which .*index\.json does not list"):
+        check_model_dir(model_dir)
+
+
+def test_json_that_is_nested_without_end_is_one_line(model_dir: Path) -> None:
+    deep = '{"a":' * 200_000 + "1" + "}" * 200_000
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        kept = (model_dir / name).read_text() if (model_dir / name).is_file() else None
+        for text in (deep, '{"a":' * 101 + "1" + "}" * 101):  # the second is read, and could not be copied
+            (model_dir / name).write_text(text)
+            with pytest.raises(CheckpointError, match=rf"{name} is damaged: it is nested more than 100 levels deep"):
+                check_model_dir(model_dir)
+        (model_dir / name).unlink()
+        if kept is not None:
+            (model_dir / name).write_text(kept)
+    (model_dir / "model.safetensors").write_bytes(struct.pack("<Q", len(deep)) + deep.encode())
+    with pytest.raises(CheckpointError, match="its header is not readable"):
+        check_model_dir(model_dir)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": 5},
+        {"model": {"vocab": [1, 2]}},
+        {"model": {"vocab": [[], []]}},
+        {"model": {"vocab": {"a": "b"}}},
+        {"added_tokens": 5},
+        {"added_tokens": [{"id": "1", "content": "a"}]},
+    ],
+)
+def test_a_tokenizer_file_that_is_damaged_is_one_line(model_dir: Path, content: dict) -> None:
+    (model_dir / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged: (its vocabulary|added_tokens) is"):
+        check_model_dir(model_dir)
+
+
+def test_a_file_name_longer_than_any_is_one_line(model_dir: Path) -> None:
+    shard(model_dir)
+    name = "x" * 400 + ".safetensors"
+    edit(model_dir / "model.safetensors.index.json", lambda index: index["weight_map"].update({"lm_head.weight": name}))
+    with pytest.raises(CheckpointError, match=r"names 'xxx.*\.\.\., which is no safetensors file of this directory"):
+        check_model_dir(model_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "match"),
+    [("\ud800", [0], "has half of a character"), ("w", [0, 2**62, 2**62], "no tensor has as many entries")],
+)
+def test_what_no_tensor_can_be_called_or_shaped_is_refused(
+    model_dir: Path, name: str, shape: list[int], match: str
+) -> None:
+    text = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (model_dir / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        check_model_dir(model_dir)
+    str(caught.value).encode()

@@ -9,7 +9,7 @@ import torch
 from made import EMBED, HEAD, NORM, directory, tokenizer
 from torch import Tensor
 
-from untaxed.checkpoints import Source, fit, open_source, wider
+from untaxed.checkpoints import Source, check_tokenizer, fit, open_source, wider
 from untaxed.errors import CheckpointError
 
 WORDS = ["a", "b", "c", "d"]
@@ -223,3 +223,27 @@ def test_integers_meet_only_integers_of_one_kind(tmp_path: Path) -> None:
     directory(tmp_path / "y", {NORM: torch.ones(2, dtype=torch.int64)})
     with pytest.raises(CheckpointError, match=r"stored as torch\.float32 in .*x and as torch\.int64 in .*y"):
         fit([open_source(tmp_path / name) for name in "xy"])
+
+
+def test_a_model_that_says_it_is_not_quantised_is_merged(tmp_path: Path) -> None:
+    assert fit([model(tmp_path / "x", quantization_config=None), model(tmp_path / "y")]).notes == []
+
+
+def test_the_tokenizer_that_is_taken_fits_the_rows(tmp_path: Path) -> None:
+    lead, other = model(tmp_path / "lead", rows=6), model(tmp_path / "other", rows=9)
+    assert check_tokenizer(other, lead, merged=False) == []
+    tokenizer(tmp_path / "lead", WORDS, ["<reserved>"])
+    tokenizer(tmp_path / "other", WORDS, ["<user>", "<end>"])
+    assert check_tokenizer(other, lead, merged=True) == []  # the rows of what both call differently are merged
+    with pytest.raises(CheckpointError, match=r"1 tokens have other names \(row 4 is '<user>' there and '<reserved>'"):
+        check_tokenizer(other, lead, merged=False)
+    tokenizer(tmp_path / "other", ["a", "B", "C", "d"])
+    for merged in (True, False):
+        with pytest.raises(CheckpointError, match=r"2 tokens have other names \(row 1 is 'B' there and 'b' here\)"):
+            check_tokenizer(other, lead, merged=merged)
+    tokenizer(tmp_path / "other", WORDS, ["e", "f", "<user>", "<end>"])
+    with pytest.raises(CheckpointError, match=r"there are 6, and its tokens need rows 6 to 7 \('<user>', '<end>'\)"):
+        check_tokenizer(other, lead, merged=True)
+    (tmp_path / "other" / "tokenizer.json").unlink()
+    (note,) = check_tokenizer(other, lead, merged=False)
+    assert "cannot be compared" in note

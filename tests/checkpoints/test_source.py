@@ -126,6 +126,10 @@ def test_a_path_never_asks_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             open_source(name)
     with pytest.raises(CheckpointError, match="it is no hub id"):
         open_source("three/parts/here")
+    for name in ("x" * 3000, "~nobody-of-this-name/model", "x" * 300 + "+" + str(tmp_path)):
+        with pytest.raises(CheckpointError, match=r"is not a model: \S") as caught:
+            open_source(name)
+        assert len(str(caught.value)) < 250
 
 
 def hub_of(copy: Callable[[list[str]], Path]) -> Callable[..., SimpleNamespace]:

@@ -272,3 +272,44 @@ def test_what_cannot_be_laid_out_is_said() -> None:
         layout({"w": (torch.float32, (1,))}, shard_bytes=0)
     with pytest.raises(ValueError, match="at least one tensor"):
         layout({})
+
+
+@pytest.mark.parametrize("name", ["", ".", "sub/..", "here"])
+def test_the_current_directory_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = tmp_path / name if name == "here" else Path(name)
+    with (
+        pytest.raises(StoreError, match="give the directory a name; the current one cannot be replaced"),
+        ShardedWriter(path, kinds_of(MIXED)),
+    ):
+        pytest.fail("opened")
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_places_that_cannot_be_looked_up_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    refused(tmp_path / "loop" / "model", "cannot write .*loop.model: ")
+    with pytest.raises(StoreError, match=r"cannot write .*: File name too long"):
+        attempt(tmp_path / ("x" * 300) / "model", lambda _: pytest.fail("opened"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(torch.float32, 1e300), (torch.bfloat16, 3.4e38), (torch.float32, float("nan"))]
+)
+def test_what_becomes_infinite_is_refused_unless_allowed(tmp_path: Path, dtype: torch.dtype, value: float) -> None:
+    tensor = torch.tensor([1.0, value], dtype=torch.float64)
+    with (
+        pytest.raises(CheckpointError, match=rf"'w' becomes NaN or infinite: its numbers go beyond {dtype}'s largest"),
+        ShardedWriter(tmp_path / "model", {"w": (dtype, (2,))}) as writer,
+    ):
+        writer.write("w", 0, tensor)
+    assert not list(tmp_path.iterdir())
+    with ShardedWriter(tmp_path / "model", {"w": (dtype, (2,))}, allow_nonfinite=True) as writer:
+        writer.write("w", 0, tensor)
+    assert not load_file(tmp_path / "model" / "model.safetensors")["w"].isfinite().all()
+
+
+def test_finite_numbers_with_an_infinite_sum_are_written(tmp_path: Path) -> None:
+    tensors = {"w": torch.full((8,), 3e38), "h": torch.full((8,), 6e4, dtype=torch.float16)}
+    assert load_file(write(tmp_path / "model", tensors) / "model.safetensors")["w"].equal(tensors["w"])

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,9 @@ from typer.testing import CliRunner, Result
 
 from tests.tiny import build_model_dir
 from untaxed.cli import app
+from untaxed.cli.outcome import one_line_errors
+
+ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +96,70 @@ def test_a_wrong_recipe_is_one_line(recipe: Path, tmp_path: Path, change: dict, 
     assert (result.exit_code, len(result.stderr.strip().splitlines())) == (2, 1)
     assert said in result.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize("size", ["1e-10", "nan", "inf", "-1"])
+def test_a_shard_size_that_is_none_is_one_line(recipe: Path, tmp_path: Path, size: str) -> None:
+    result = untaxed(recipe, tmp_path / "out", f"--shard-size={size}")
+    assert (result.exit_code, len(result.stderr.strip().splitlines())) == (2, 1)
+    assert "--shard-size must be above 0, at least one byte and finite" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["x[/v1]", "run[final]"])
+def test_brackets_in_a_name_are_printed(recipe: Path, tmp_path: Path, name: str) -> None:
+    said = yaml.safe_load(recipe.read_text())
+    shutil.copytree(said["models"][0]["model"], tmp_path / name)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(said | {"models": [{"model": str(tmp_path / name)}]}))
+    result = untaxed(tmp_path / "recipe.yaml", "--plan")
+    assert result.exit_code == 0
+    assert "".join(result.stdout.split()).count(name) > 2
+
+
+@pytest.mark.parametrize(
+    ("method", "numbers", "said"),
+    [
+        ("extrapolation", {"initial_share": -1e300}, "weights must be at most 1e+30 in magnitude"),
+        ("task_arithmetic", {"weight": 1e39}, "weights must be at most 1e+30 in magnitude, got 1e+39"),
+    ],
+)
+def test_weights_beyond_float32_are_one_line(
+    recipe: Path, tmp_path: Path, method: str, numbers: dict, said: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"merge_method": method, "parameters": numbers})
+    )
+    result = untaxed(path, tmp_path / "out")
+    assert (result.exit_code, len(result.stderr.strip().splitlines())) == (2, 1)
+    assert said in result.stderr
+
+
+STRUCK = """
+import os, signal, sys
+from untaxed import merging
+number = getattr(signal, sys.argv.pop())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def struck(*_, **__):
+    os.kill(os.getpid(), number)
+    signal.pause()
+merging.run = struck
+from untaxed.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interrupted_merge_says_that_nothing_was_kept(recipe: Path, tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-c", STRUCK, "merge", str(recipe), str(tmp_path / "out"), name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": ROOT})
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == f"interrupted: nothing was kept, {tmp_path / 'out'} is as it was; start again\n"
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert one_line_errors(lambda: signal.getsignal(signal.SIGHUP))() is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +21,8 @@ from untaxed.errors import CheckpointError, SpecError, StoreError
 from untaxed.merging import _engine as engine
 from untaxed.merging import _plan as planning
 from untaxed.merging import average, make_plan, merge, merged, run
+from untaxed.merging._card import card
+from untaxed.merging._recipe import parse_recipe
 
 WEIGHTS = "model.safetensors"
 
@@ -127,16 +132,24 @@ def test_averaging_agrees_with_the_function(models: list[str], tmp_path: Path) -
         assert torch.equal(found[name], wanted[name])
 
 
-def test_integers_are_copied(models: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.7, 1.0])
+def test_integers_are_those_of_the_larger_share_as_in_the_functions(
+    models: list[str], share: float, tmp_path: Path
+) -> None:
     for number, name in enumerate(models[:2]):
         path = tmp_path / f"m{number}"
         path.mkdir()
         tensors = load_file(Path(name) / WEIGHTS) | {"counts": torch.tensor([number, 2**40 + 1])}
         save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
         (path / "config.json").write_text((Path(name) / "config.json").read_text())
-    merge(recipe("slerp", [str(tmp_path / "m1")], base=str(tmp_path / "m0"), t=0.5), tmp_path / "out")
-    with safe_open(tmp_path / "out" / WEIGHTS, "pt") as file:
-        assert file.get_tensor("counts").tolist() == [0, 2**40 + 1]
+    initial, aligned = (str(tmp_path / f"m{number}") for number in range(2))
+    written = average(initial, aligned, initial_share=share, out=tmp_path / "out")
+    wanted = average(*(load_file(Path(name) / WEIGHTS) for name in (initial, aligned)), initial_share=share)
+    assert written.keys() == wanted.keys()
+    assert all(torch.equal(written[name], wanted[name]) for name in wanted)
+    merge(recipe("slerp", [aligned], base=initial, t=1 - share), tmp_path / "arc")
+    with safe_open(tmp_path / "arc" / WEIGHTS, "pt") as file:  # at one half of the first model, which is base_model
+        assert file.get_tensor("counts").tolist() == [int(share < 0.5), 2**40 + 1]
 
 
 def test_layers_of_several_models(models: list[str], tmp_path: Path) -> None:
@@ -192,7 +205,7 @@ def test_a_merge_that_is_interrupted_leaves_nothing(models: list[str], tmp_path:
 
 def broken(models: list[str], folder: Path, value: float) -> str:
     path = folder / "broken"
-    path.mkdir()
+    path.mkdir(parents=True)
     tensors = load_file(Path(models[1]) / WEIGHTS)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
     save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
@@ -225,3 +238,43 @@ def test_bad_calls(models: list[str], tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         merge(said, models[0])
     assert (Path(models[0]) / WEIGHTS).exists()
+
+
+def test_a_tokenizer_of_other_rows_is_refused_before_the_work(models: list[str], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(models[2], tmp_path / "other"))
+    content = json.loads((other / "tokenizer.json").read_text())
+    content["model"]["vocab"]["more"] = 32
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    said = recipe("linear", models[:2], weight=0.5)
+    for key in ({"tokenizer_source": str(other)}, {"tokenizer": {"source": str(other)}}):
+        with pytest.raises(CheckpointError, match=r"there are 32, and its tokens need rows 32 to 32 \('more'\)"):
+            make_plan(said | key)
+    assert make_plan(said | {"tokenizer_source": models[2]}).tokenizer == Path(models[2])
+
+
+def test_numbers_that_overflow_are_named_and_refused_unless_allowed(models: list[str], tmp_path: Path) -> None:
+    said = recipe("task_arithmetic", [broken(models, tmp_path, 3e38)], base=models[0], weight=2.0)
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight' becomes NaN or infinite: its numbers go beyond torch"):
+        merge(said, tmp_path / "out")
+    copied = recipe("passthrough", [broken(models, tmp_path / "more", 3.4e38)]) | {"dtype": "bfloat16"}
+    with pytest.raises(
+        CheckpointError, match=r"becomes NaN or infinite: its numbers go beyond torch\.bfloat16's large"
+    ):
+        merge(copied, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    merge(said, tmp_path / "out", allow_nonfinite=True)
+    assert (tmp_path / "out" / WEIGHTS).exists()
+
+
+def test_the_card_names_models_of_the_hub_alone(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(models[0]).parent)
+    plan = make_plan(recipe("linear", ["./m0", "m1"], weight=0.5))
+    assert "base_model" not in yaml.safe_load(card(plan, "out").split("---")[1])
+    (tmp_path / "models").symlink_to(Path(models[0]).parent)
+    monkeypatch.chdir(tmp_path)
+    named = ["models/m0", "owner/name@v1.0", "other/name+models/m1", "gpt2"]
+    plan = dataclasses.replace(plan, recipe=parse_recipe(recipe("linear", named, weight=0.5)))
+    head = yaml.safe_load(card(plan, "out").split("---")[1])
+    assert head["base_model"] == ["owner/name", "other/name", "gpt2"]

@@ -14,12 +14,36 @@ from table_of_rules import DTYPES, RULES, SHAPES, inputs, tensors
 from torch import Tensor
 
 from untaxed.counter import BLOCK
-from untaxed.merging import Rule, _rule, merged
+from untaxed.merging import (
+    AverageRule,
+    DareRule,
+    LinearRule,
+    Rule,
+    SlerpRule,
+    TaskArithmeticRule,
+    TiesRule,
+    WarpRule,
+    _rule,
+    merged,
+)
 
 NAMES = sorted(RULES)
 WEIGHTED = sorted(set(NAMES) - {"model stock"})
 DEALT = {"dare", "dare, l1", "dare ties"}  # a model's mask goes by its place
 IN_TURN = {"slerp of three", "warp"}  # one arc after the other
+
+OWNERS = {  # the place of the largest share, None for the base's; the first one's where a name is missing
+    "linear": 2, "task arithmetic": 2, "task arithmetic, normalized": 2, "slerp": 1, "slerp of three": 2, "ties": 2,
+    "dare": 2, "dare ties": 2, "task negation": None, "warp": None, "dare, l1": None,
+}  # fmt: skip
+ENDS = [
+    (AverageRule(0), 0), (AverageRule(1), None), (LinearRule((0, 1)), 1), (LinearRule((2, 0)), 0),
+    (SlerpRule((0, 1)), 1),
+    (SlerpRule((1, 0)), 0), (WarpRule((1,), 0), 0), (WarpRule((1, 1), 1), None), (TaskArithmeticRule((0, 0)), None),
+    (TaskArithmeticRule((1,), scale=0), None), (TaskArithmeticRule((0, 1)), 1), (TiesRule((0, 0), (1, 1)), None),
+    (TiesRule((1, 1), (1, 1), scale=0), None), (TiesRule((0, 1), (1, 1)), 1), (DareRule((0, 0), (0.5, 0.5)), None),
+    (DareRule((0, 1), (1, 1)), 1),
+]  # fmt: skip
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -90,13 +114,25 @@ def test_float64_is_computed_in_float64(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_integers_and_booleans_are_copied_from_the_first(name: str) -> None:
+def test_integers_and_their_like_are_copied_from_the_largest_share(name: str) -> None:
     rule, count = RULES[name]
-    for values in ([3, 4], [True, False]):
-        first, other = torch.tensor(values), torch.tensor(values) * 0
-        made = merged(rule, [first, *[other] * (count - 1)], other if rule.needs_base else None)
-        assert torch.equal(made, first)
-        assert made.data_ptr() != first.data_ptr()
+    owner = OWNERS.get(name, 0)
+    for kind in (torch.int64, torch.bool, torch.complex64):
+        own, other = torch.tensor([3, 1]).to(kind), torch.tensor([0, 0]).to(kind)
+        models = [own if place == owner else other for place in range(count)]
+        base = own if owner is None else other
+        made = merged(rule, models, base if rule.needs_base else None)
+        assert torch.equal(made, own)
+        assert made.data_ptr() != own.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int32, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize(("rule", "end"), ENDS, ids=str)
+def test_at_the_end_of_a_share_stands_that_parent_to_the_bit(rule: Rule, end: int | None, dtype: torch.dtype) -> None:
+    base, *models = ((4 * tensor).to(dtype) for tensor in tensors(3, (5, 3)))
+    models = models if len(getattr(rule, "weights", (1,))) == 2 else models[:1]
+    made = merged(rule, models, base, name="w")
+    assert torch.equal(made, base if end is None else models[end])
 
 
 def streamed(rule: Rule, models: Sequence[Tensor], base: Tensor | None, size: int, threads: int) -> Tensor:
@@ -151,6 +187,14 @@ def test_the_order_of_the_models_does_not_matter(name: str) -> None:
         }
         other = type(rule)(**{**vars(rule), **fields})
         assert torch.allclose(merged(other, [models[k] for k in order], base, name="w"), made, atol=1e-6)
+
+
+def test_the_order_of_the_models_does_not_choose_among_equal_magnitudes() -> None:
+    rule, models, base = inputs("ties", (200,))
+    models = [base + (4 * model).round() / 4 for model in models]  # a few magnitudes, each many times
+    made = merged(rule, models, base, name="w")
+    turned = TiesRule(rule.weights[::-1], rule.densities[::-1])
+    assert torch.allclose(merged(turned, models[::-1], base, name="w"), made, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(name for name, (rule, _) in RULES.items() if not rule.needs_base))

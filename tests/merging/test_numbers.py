@@ -11,7 +11,7 @@ import pytest
 import torch
 from table_of_rules import tensors
 
-from untaxed.merging import dare, extrapolate, linear, model_stock, slerp, task_arithmetic, ties, warp
+from untaxed.merging import average, dare, extrapolate, linear, model_stock, slerp, task_arithmetic, ties, warp
 from untaxed.sparsify import kept_count
 
 MODULES = ["linear", "task_arithmetic", "extrapolation", "slerp", "warp", "model_stock", "ties", "dare"]
@@ -179,3 +179,33 @@ def test_what_is_given_wrongly_is_named(merge: Any, settings: dict[str, Any], me
 def test_an_extrapolation_goes_away_from_initial(share: float) -> None:
     with pytest.raises(ValueError, match=r"initial_share (of an extrapolation must be at most 0|must be a finite)"):
         extrapolate(*PAIR, initial_share=share)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_eight_bits_are_merged_as_others(dtype: torch.dtype) -> None:
+    first, second = (tensor.to(dtype) for tensor in tensors(2, (5, 3)))
+    wanted = torch.lerp(second.float(), first.float(), 0.25).to(dtype)
+    for made in (
+        average({"w": first}, {"w": second}, initial_share=0.25)["w"],
+        linear([second, first], weights=[0.75, 0.25]),
+    ):
+        assert made.dtype == dtype
+        assert torch.allclose(made.float(), wanted.float(), rtol=0.15)
+    assert average({"w": first}, {"w": first}, initial_share=0.25)["w"].float().equal(first.float())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, base: linear([model], weights=[1e39], normalize=False),
+        lambda model, base: linear([model, base, base], weights=[1e29, -1e29, 1e-9]),
+        lambda model, base: task_arithmetic([model], base, scale=1e20, weights=[1e20]),
+        lambda model, base: extrapolate(base, model, initial_share=-1e300),
+        lambda model, base: ties([model, model], base, density=0.5, scale=1e39),
+        lambda model, base: ties([model], base, density=0.5, weights=[1e20], scale=1e20, normalize=False),
+        lambda model, base: dare([model], base, density=1e-3, weights=[1e29]),
+    ],
+)
+def test_weights_beyond_float32_are_refused(call: Any) -> None:
+    with pytest.raises(ValueError, match=r"weights must be at most 1e\+30 in magnitude, got 1e\+|got 1\.?0*e\+"):
+        call(torch.ones(3), torch.zeros(3))

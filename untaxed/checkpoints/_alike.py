@@ -28,7 +28,7 @@ def check_alike(parent: Source, lead: Source) -> list[str]:
     Raises:
         CheckpointError: Another architecture, another division into heads, or quantised weights.
     """
-    if "quantization_config" in parent.config:
+    if parent.config.get("quantization_config") is not None:
         raise CheckpointError(
             f"{parent.label} is quantised: its tensors are codes, not weights; merge the model that it was made from"
         )

@@ -60,7 +60,8 @@ def carry_files(
         except PermissionError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     written = written_config(source.config if config is None else config, kinds)
-    (directory / CONFIG).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(written, indent=2, ensure_ascii=False) + "\n"
+    (directory / CONFIG).write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character: as it was
     return sorted([*files, CONFIG])
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, short
 from ._header import read_header
+from ._json import read_json
+from ._tokens import largest_token
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+LONGEST = 255  # bytes of a file's name
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
@@ -70,8 +71,10 @@ def indexed_files(path: Path) -> list[str]:
     """The names of the files that an index divides the tensors over, in order; none points outside the directory."""
     names = sorted(set(_weight_map(path).values()))
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{path / INDEX} names {name!r}, which is no safetensors file of this directory")
+        length = len(name.encode(errors="surrogatepass"))
+        if Path(name).name != name or not name.endswith(".safetensors") or length > LONGEST:
+            what = "which is no safetensors file of this directory"
+            raise CheckpointError(f"{path / INDEX} names {short(name, 100)}, {what}")
     if not names:
         raise CheckpointError(f"{path / INDEX} is damaged: it names no file")
     return names
@@ -105,6 +108,11 @@ def _check_index(path: Path, files: dict[str, str]) -> None:
     places = _weight_map(path)
     if absent := sorted(set(places) - set(files)):
         raise CheckpointError(f"{path / INDEX} names {absent[0]!r}, which no shard holds ({len(absent)} such names)")
+    if unlisted := sorted(set(files) - set(places)):
+        raise CheckpointError(
+            f"{path / files[unlisted[0]]} holds {unlisted[0]!r}, which {INDEX} does not list ({len(unlisted)} such "
+            "names), so that nobody knows whether it belongs to the model; save the model again"
+        )
     if moved := sorted(name for name in places if places[name] != files[name]):
         raise CheckpointError(
             f"{path / INDEX} says that {moved[0]!r} is in {places[moved[0]]}, and it is in {files[moved[0]]}"
@@ -122,32 +130,8 @@ def _check_tokenizer(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     if not any((path / name).is_file() for name in TOKENIZERS):
         raise CheckpointError(f"{path} has no tokenizer; save one beside the model with tokenizer.save_pretrained")
     embedding = [shape[0] for name, shape in shapes.items() if name.endswith(EMBEDDINGS) and len(shape) == 2]
-    largest = _largest_token(path / "tokenizer.json")
+    largest = largest_token(path)
     if embedding and largest is not None and largest >= max(embedding):
         raise CheckpointError(
             f"the tokenizer of {path} does not fit: it has token {largest} and the embedding {max(embedding)} rows"
         )
-
-
-def _largest_token(path: Path) -> int | None:
-    """The largest token number of a tokenizer.json; None where the file or its vocabulary has another form."""
-    if not path.is_file():
-        return None
-    content = read_json(path)
-    vocabulary = content.get("model", {}).get("vocab")
-    numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
-    if isinstance(vocabulary, list):  # unigram: (piece, score) in order
-        numbers = [len(vocabulary) - 1]
-    numbers += [token["id"] for token in content.get("added_tokens", [])]
-    return max(numbers, default=None)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file of a model directory."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged: it does not hold a JSON object")
-    return content

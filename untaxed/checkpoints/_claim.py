@@ -18,9 +18,14 @@ def check_free(path: Path, parents: Iterable[Path]) -> None:
     """Refuses a place that is taken, or that lies where something is read from.
 
     Raises:
-        StoreError: Something is there already, or it lies in one of `parents`.
+        StoreError: Something is there already, it lies in one of `parents`, or is no place of its own.
     """
-    place = path.resolve()
+    try:
+        place = path.resolve()
+    except (OSError, RuntimeError):  # up to Python 3.12 a loop is the latter
+        raise StoreError(f"cannot write {path}: links lead in a circle there; give another directory") from None
+    if path.name in ("", "..") or place == Path.cwd():
+        raise StoreError(f"cannot write {path}: give the directory a name; the current one cannot be replaced")
     for parent in parents:
         if place == parent.resolve():
             raise StoreError(f"cannot write {path}: it is one of the models that are read; give another directory")

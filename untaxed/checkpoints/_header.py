@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ BITS = {
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 MOST = 100_000_000  # bytes of header that the format allows
+LARGEST = 1 << 63  # what a tensor's entries are counted with
 
 
 class Entry(NamedTuple):
@@ -49,7 +51,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         spans = sorted(_span(path, name, entry) for name, entry in entries.items())
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged(path, "its header is not readable") from error
     end = 0
     for first, last, name in spans:
@@ -66,8 +68,12 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 def _span(path: Path, name: str, entry: dict[str, Any]) -> tuple[int, int, str]:
     first, last = entry["data_offsets"]
+    if re.search(r"[\ud800-\udfff]", name):
+        raise _damaged(path, f"the name {name!r} has half of a character")
     if any(type(number) is not int or number < 0 for number in (first, last, *entry["shape"])):
         raise _damaged(path, f"shape or place of tensor {name!r} is not made of whole numbers")
+    if math.prod(max(1, number) for number in entry["shape"]) >= LARGEST:
+        raise _damaged(path, f"no tensor has as many entries as the shape of {name!r} says")
     expected = math.prod(entry["shape"]) * BITS[entry["dtype"]]
     if (last - first) * 8 != expected:
         raise _damaged(path, f"tensor {name!r} takes {last - first} bytes and its shape needs {expected // 8}")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ._check import EMBEDDINGS, INDEX, SINGLE, check_model_dir, read_json, weight_files
+from ._check import EMBEDDINGS, INDEX, SINGLE, check_model_dir, weight_files
 from ._header import Entry, read_header
+from ._json import read_json
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..errors import CheckpointError
-from ._check import EMBEDDINGS, read_json
+from ._check import EMBEDDINGS
 from ._lazy import HEADS
 from ._source import Source
+from ._tokens import added_tokens, same_tokens, tokens_of
 
 VOCABULARY = (*EMBEDDINGS, *HEADS, "lm_head.bias", "embed_out.bias")
 REMEDY = "give all models one tokenizer (tokenizer.add_tokens, then model.resize_token_embeddings) and save them again"
@@ -34,6 +33,39 @@ def check_rows(parent: Source, lead: Source) -> list[str]:
     return notes + _rows_beyond(parent, lead, own, leads, tokens, lead_tokens)
 
 
+def check_tokenizer(taken: Source, lead: Source, *, merged: bool) -> list[str]:
+    """Checks that a tokenizer fits the rows of a merge, which are the leader's.
+
+    Args:
+        taken: The model whose tokenizer the result gets.
+        lead: The leader.
+        merged: Whether `taken` is merged too: the rows of its added tokens are then, whatever the leader calls them.
+    Returns:
+        What could not be compared, a sentence.
+    Raises:
+        CheckpointError: The tokenizer has tokens beyond the rows, or other tokens than the leader; the rows are named.
+    """
+    rows = _rows(lead)
+    whose = f"the tokenizer of {taken.label} does not fit the rows of {lead.label}"
+    tokens, lead_tokens = tokens_of(taken.tokenizer), tokens_of(lead.tokenizer)
+    if rows and (beyond := sorted(number for number in tokens or {} if number >= rows)):
+        raise CheckpointError(
+            f"{whose}: there are {rows}, and its tokens need rows {beyond[0]} to {beyond[-1]} "
+            f"({_listed(beyond, tokens or {})}); take a tokenizer that fits, or resize the embeddings first"
+        )
+    if same_tokens(taken.tokenizer, lead.tokenizer):
+        return []
+    if tokens is None or lead_tokens is None:
+        return [f"the tokenizer of {taken.label} is taken and cannot be compared with that of {lead.label}"]
+    known = added_tokens(taken.tokenizer).keys() | added_tokens(lead.tokenizer).keys() if merged else set()
+    if other := sorted(n for n in tokens.keys() & lead_tokens.keys() - known if tokens[n] != lead_tokens[n]):
+        raise CheckpointError(
+            f"{whose}: {len(other)} tokens have other names (row {other[0]} is {tokens[other[0]]!r} there and "
+            f"{lead_tokens[other[0]]!r} here); take the tokenizer of a model with these rows"
+        )
+    return []
+
+
 def _compare(parent: Source, lead: Source, tokens: dict[int, str], lead_tokens: dict[int, str]) -> list[str]:
     other = sorted(number for number in tokens.keys() & lead_tokens.keys() if tokens[number] != lead_tokens[number])
     added = added_tokens(parent.tokenizer).keys() | added_tokens(lead.tokenizer).keys()
@@ -47,11 +79,11 @@ def _compare(parent: Source, lead: Source, tokens: dict[int, str], lead_tokens: 
     if other:
         notes.append(
             f"{parent.label} names {len(other)} added tokens otherwise than {lead.label} ({_listed(other, tokens)}); "
-            "their rows are merged, and the tokenizer is the latter's"
+            "their rows are merged all the same"
         )
     if lacking := sorted(tokens.keys() - lead_tokens.keys()):
         notes.append(
-            f"{parent.label} has {len(lacking)} tokens that the tokenizer of {lead.label}, which is taken, lacks "
+            f"{parent.label} has {len(lacking)} tokens that the tokenizer of {lead.label} lacks "
             f"({_listed(lacking, tokens)})"
         )
     return notes
@@ -70,52 +102,6 @@ def _rows_beyond(
     new = sorted(number for number in lead_tokens if number >= own)
     which = f" ({_listed(new, lead_tokens)})" if new else ""
     return [f"rows {own} to {leads - 1} of the vocabulary{which} are only in {lead.label}: they stay as they are there"]
-
-
-def tokens_of(directory: Path) -> dict[int, str] | None:
-    """Tokens by number, from tokenizer.json or vocab.json; None where neither is there in a form that is known."""
-    files = [directory / name for name in ("vocab.json", "added_tokens.json") if (directory / name).is_file()]
-    if (directory / "tokenizer.json").is_file():
-        files = [directory / "tokenizer.json"]
-    elif not files or files[0].name != "vocab.json":
-        return None
-    found: dict[int, str] = {}
-    for file in files:
-        pieces = _pieces(file)
-        if pieces is None:
-            return None
-        found.update(pieces)
-    return {**found, **added_tokens(directory)}
-
-
-def _pieces(file: Path) -> dict[int, str] | None:
-    """The trained vocabulary of one file."""
-    content = read_json(file)
-    vocabulary = (content.get("model") or {}).get("vocab") if file.name == "tokenizer.json" else content
-    if isinstance(vocabulary, list):  # unigram: (piece, score) in order
-        return {number: str(pair[0]) for number, pair in enumerate(vocabulary)}
-    if isinstance(vocabulary, dict) and all(isinstance(number, int) for number in vocabulary.values()):
-        return {number: token for token, number in vocabulary.items()}
-    return None
-
-
-def added_tokens(directory: Path) -> dict[int, str]:
-    """The tokens that were added to the trained vocabulary: chat marks, padding, reserved ones."""
-    file = directory / "tokenizer.json"
-    try:
-        return (
-            {one["id"]: one["content"] for one in (read_json(file).get("added_tokens") or [])} if file.is_file() else {}
-        )
-    except (KeyError, TypeError):
-        raise CheckpointError(f"{file} is damaged: added_tokens is not a list of tokens") from None
-
-
-def same_tokens(first: Path, second: Path) -> bool:
-    """Whether two directories have the same tokenizer.json, to the byte: the usual case, and quick."""
-    one, two = first / "tokenizer.json", second / "tokenizer.json"
-    if not (one.is_file() and two.is_file()) or one.stat().st_size != two.stat().st_size:
-        return False
-    return one.read_bytes() == two.read_bytes()
 
 
 def _rows(source: Source) -> int:

@@ -50,8 +50,8 @@ def appearing(path: Path, *, alone: bool = False) -> Iterator[Path]:
     Raises:
         StoreError: The disk is full, the place cannot be written, or (`alone`) is somebody else's.
     """
-    made = [parent for parent in path.parents if not parent.exists()]
     with _as_store_error(path):
+        made = [parent for parent in path.parents if not parent.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=HIDDEN, dir=path.parent))
         handle = lock(hidden)  # so that others see whether it is written to or left over

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ._claim import check_free, check_room
+from ._finite import finite
 from ._layout import INDEX, SHARD_BYTES, index, layout
 from ._save import appearing
 from ._source import Kind
@@ -34,6 +35,7 @@ class ShardedWriter:
         shard_bytes: Most bytes of tensors a file.
         metadata: Text for the files' headers.
         parents: Directories that are read meanwhile; none may be `path` or hold it.
+        allow_nonfinite: Whether NaN and infinity are written.
     Attributes:
         directory: Where the files lie until then; other files go beside them.
         shards: The layout.
@@ -60,12 +62,14 @@ class ShardedWriter:
         shard_bytes: int = SHARD_BYTES,
         metadata: Mapping[str, str] | None = None,
         parents: Iterable[Path] = (),
+        allow_nonfinite: bool = False,
     ) -> None:
         self.path = Path(path)
         self.kinds = {name: Kind(dtype, tuple(shape)) for name, (dtype, shape) in entries.items()}
         self.shards = layout(entries, shard_bytes=shard_bytes, metadata=metadata)
         self.nbytes = sum(shard.nbytes for shard in self.shards)
         self.parents = tuple(parents)
+        self._allow_nonfinite = allow_nonfinite
         self._idle = threading.Condition()
         self._open, self._writing = False, 0
         self._gathered: dict[int, tuple[int, int, int]] = {}  # file -> bytes written since, first and last place
@@ -91,11 +95,13 @@ class ShardedWriter:
         """Writes a block of a flat tensor at its place, cast once to the tensor's dtype; every entry exactly once.
 
         Raises:
-            CheckpointError: The values are finite and the dtype cannot hold them.
+            CheckpointError: The dtype cannot hold the values, or (unless allowed) they are not finite.
         """
         kind = self.kinds[name]
         handle, at = self._places[name]
         part = _cast(values.detach().reshape(-1), kind.dtype, name)
+        if not self._allow_nonfinite:
+            _check_finite(part, name)
         assert 0 <= start <= start + part.numel() <= kind.numel, f"block outside {name}"
         with self._busy(name, part.numel()):
             place = at + start * kind.dtype.itemsize
@@ -157,6 +163,17 @@ def _cast(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
                 f"{name!r} holds a number beyond {dtype}'s largest, {most:g}; write bfloat16 or float32"
             )
     return values.to(dtype).contiguous()
+
+
+def _check_finite(part: Tensor, name: str) -> None:
+    """After the cast; a sum that is finite says it for all entries, in one quick pass."""
+    if not part.dtype.is_floating_point or (part.dtype.itemsize > 1 and part.sum().isfinite()):
+        return
+    if not finite(part):
+        raise CheckpointError(
+            f"{name!r} becomes NaN or infinite: its numbers go beyond {part.dtype}'s largest, "
+            f"{torch.finfo(part.dtype).max:g}; give smaller weights, or write a dtype that holds more"
+        )
 
 
 def _write_at(handle: int, data: memoryview, at: int) -> None:

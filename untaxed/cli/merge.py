@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,8 +37,8 @@ def command(
 
     if out is None and not plan_only:
         raise SpecError("say where the merged model goes: untaxed merge RECIPE.yaml OUT (or --plan)")
-    if shard_size <= 0:
-        raise SpecError(f"--shard-size must be above 0, got {shard_size:g}")
+    if not 1 <= shard_size * GIGA < math.inf:
+        raise SpecError(f"--shard-size must be above 0, at least one byte and finite, got {shard_size:g}")
     plan = merging.make_plan(recipe, workers=workers, allow_nonfinite=allow_nonfinite)
     numbers = _numbers(plan)
     if plan_only:
@@ -49,7 +50,10 @@ def command(
     assert out is not None
     for note in plan.notes:
         typer.echo(f"note: {note}", err=True)
-    _run(plan, out, int(shard_size * GIGA))
+    try:
+        _run(plan, out, int(shard_size * GIGA))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted: nothing was kept, {out} is as it was; start again") from None
     if as_json:
         print_json({**numbers, "out": str(out)})
     else:
@@ -89,6 +93,7 @@ def _numbers(plan: Plan) -> dict[str, Any]:
 def _print_plan(plan: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     least, most = plan.read_bytes
     read = _size(least) if least == most else f"{_size(least)} to {_size(most)}"
@@ -102,7 +107,7 @@ def _print_plan(plan: Plan) -> None:
     for heading in ("where", "tensors", "what"):
         table.add_column(heading, overflow="fold")
     for where, how, count in plan.blocks():
-        table.add_row(where, str(count), how)
+        table.add_row(*map(Text, (where, str(count), how)))  # a name may have brackets, which are markup in a str
     Console().print(table)
 
 

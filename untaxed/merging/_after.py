@@ -15,7 +15,8 @@ def after(rule: Rule, initial: Weights, aligned: Weights) -> dict[str, Tensor]:
     """Merges the aligned weights with the initial ones, which are the base, or the second model where there is none.
 
     Returns:
-        New tensors with ``aligned``'s names, dtypes and devices; integer and boolean ones are ``aligned``'s, copied.
+        New tensors with ``aligned``'s names, dtypes and devices; integer and boolean ones are those of the
+        larger share, copied.
     Raises:
         ValueError: Names or shapes differ.
     """

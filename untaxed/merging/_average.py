@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..method import Method, Site, Weights, check_fraction
-from ..weights import address, check_same
+from ..weights import address, check_same, wide
 from ._rule import Rule, Survey
 
 Model = Weights | nn.Module | str | Path
@@ -90,8 +90,8 @@ def _average_one(initial: Tensor, aligned: Tensor, share: float) -> Tensor:
     start = initial.to(device=aligned.device)
     if not aligned.is_floating_point() or share in (0, 1):
         return (start if share > 0.5 else aligned).to(aligned.dtype, copy=True)
-    wide = torch.promote_types(aligned.dtype, torch.float32)
-    return _between(aligned.to(wide), start.to(wide), share).to(aligned.dtype)
+    precision = wide(aligned.dtype)
+    return _between(aligned.to(precision), start.to(precision), share).to(aligned.dtype)
 
 
 def _between(aligned: Tensor, initial: Tensor, share: float) -> Tensor:
@@ -117,6 +117,9 @@ class AverageRule(Rule):
     def check(self, models: int) -> None:
         if models != 1:
             raise ValueError(f"an average is of initial and one aligned model, got {models}")
+
+    def owner(self) -> int | None:
+        return None if self.initial_share > 0.5 else 0
 
     def combine(
         self, models: Sequence[Tensor], base: Tensor | None, *, survey: Survey | None, name: str, offset: int

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import yaml
 
+from ..checkpoints import is_directory, parts_of
 from ._plan import Plan
 
 HEAD: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "untaxed"]}
@@ -17,7 +18,8 @@ UNMEASURED = "Not measured: what the merge gained and what it forgot must be mea
 def card(plan: Plan, name: str) -> str:
     """The card of a plan's model; `name` is what the model is called."""
     parents = {label: _role(plan, label) for label in plan.parents}
-    ids = [label for label in plan.recipe.parents if "/" in label and not label.startswith((".", "/", "~"))]
+    parts = [part for label in plan.recipe.parents for part in parts_of(label)]
+    ids = list(dict.fromkeys(part.partition("@")[0] for part in parts if not is_directory(part)))
     how = f"Merged by `{plan.recipe.merge_method}`, without training."
     return model_card(name, how, plan.recipe.raw, parents, notes=plan.notes, ids=ids)
 

@@ -12,12 +12,15 @@ from ..counter import CHUNK
 from ..method import check_number
 
 SAME = 1e-12  # weights whose sum is this near to 1 are taken to sum to 1
+MOST = 1e30  # of a weight: float32, in which is calculated, ends at 3.4e38, and weights are multiplied and summed
 
 
 def checked(weights: Sequence[float], models: int, name: str = "weights") -> None:
-    """Raises `ValueError` unless there is one finite number a model."""
+    """Raises `ValueError` unless there is one number a model that float32 can calculate with."""
     for weight in weights:
         check_number(name, weight)
+        if abs(weight) > MOST:
+            raise ValueError(f"{name} must be at most {MOST:g} in magnitude, got {weight:g}")
     if len(weights) != models:
         raise ValueError(f"{name} must be one a model, got {len(weights)} for {models} models")
 
@@ -39,6 +42,23 @@ def shares(weights: Sequence[float]) -> tuple[float, ...]:
     if total == 0:
         raise ValueError(f"weights that are normalized must not sum to 0, got {', '.join(map(str, weights))}")
     return tuple(weight / total for weight in weights)
+
+
+def over_all(weights: Sequence[float]) -> tuple[float, ...]:
+    """Weights divided by the sum of their magnitudes; all 0 where they are."""
+    total = math.fsum(map(abs, weights))
+    return tuple(weight / total if total else 0.0 for weight in weights)
+
+
+def largest(weights: Sequence[float]) -> int:
+    """The place of the largest weight, the first of equal ones."""
+    return max(range(len(weights)), key=lambda k: weights[k])
+
+
+def of_deltas(weights: Sequence[float]) -> int | None:
+    """Whose share is the largest where a base is moved by weighted deltas: a model's place, or None for the base."""
+    most = largest(weights)
+    return most if weights[most] > 0 and weights[most] >= 1 - math.fsum(weights) - SAME else None
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

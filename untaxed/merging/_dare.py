@@ -14,7 +14,7 @@ from ..counter import draw_below, mask_key
 from ..method import Method, Site, Weights, check_number
 from ..sparsify import Rescale, check_density, keep_below
 from ._after import after
-from ._combining import checked, elected, only_kept, pieces, shares, spread
+from ._combining import checked, elected, of_deltas, only_kept, over_all, pieces, shares, spread
 from ._rule import Rule, Survey, merged
 from ._sums import Sums
 
@@ -52,8 +52,17 @@ class DareRule(Rule):
             raise ValueError(f"consensus must be sum or sign, got {self.consensus!r}")
         if self.rescale not in ("none", "inverse", "l1"):
             raise ValueError(f"rescale must be none, inverse or l1, got {self.rescale!r}")
-        if self.normalize and self.consensus == "sum":
-            shares(self.weights)
+        moves = [abs(move) / density for move, density in zip(self._moves, self.densities)]
+        checked([self.scale, *moves], len(moves) + 1, "rescaled weights")
+
+    @property
+    def _moves(self) -> tuple[float, ...]:
+        """How far the base is moved along each delta."""
+        normalized = shares if self.consensus == "sum" else over_all
+        return tuple(self.scale * w for w in (normalized(self.weights) if self.normalize else self.weights))
+
+    def owner(self) -> int | None:
+        return of_deltas(self._moves)
 
     @property
     def passes(self) -> int:
@@ -174,7 +183,8 @@ def dare(
         seed: Of the masks, which depend on it, on ``name``, on the model's place in the list and on nothing else.
         name: The tensor's name.
     Returns:
-        A new tensor with the first model's dtype and device. Integer and boolean tensors: the first model's, copied.
+        A new tensor with the first model's dtype and device. Integer and boolean tensors: that of the largest share,
+        the base's or a model's, copied.
     Raises:
         ValueError: Shapes differ, a density is outside (0, 1], a name is unknown, or there is not one finite weight and
             density a model.

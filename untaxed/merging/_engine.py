@@ -64,7 +64,9 @@ def run(plan: Plan, out: str | Path, *, shard_bytes: int = SHARD_BYTES, progress
         CheckpointError, StoreError: As `merge`; nothing is left at `out` then.
     """
     read = {place for parent in plan.parents.values() for place in parent.directories}
-    with ShardedWriter(out, plan.kinds, shard_bytes=shard_bytes, parents=sorted(read)) as writer:
+    with ShardedWriter(
+        out, plan.kinds, shard_bytes=shard_bytes, parents=sorted(read), allow_nonfinite=plan.allow_nonfinite
+    ) as writer:
         _work(plan, writer, progress or (lambda nbytes: None))
         carry_files(plan.main, writer.directory, kinds=plan.kinds, config=plan.config, tokenizer=plan.tokenizer)
         if plan.recipe.chat_template is not None:
@@ -142,7 +144,9 @@ class _Tensor:
         """Of one parent, in its own dtype: through float32 where that changes, so that NaN and infinity are found."""
         if self._stop.is_set():
             raise _Stopped
-        taken = self._one.models[0]
+        rule = self._one.rule
+        owner = 0 if rule is None else rule.owner()
+        taken = self._one.base if owner is None and self._one.base is not None else self._one.models[owner or 0]
         if self._kind.dtype.is_floating_point:
             return self._block(taken, start)
         return self._parents[taken.parent].stored(taken.name, start, min(start + BLOCK, self._kind.numel))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ._combining import checked, combined, shares, spread
+from ._combining import checked, combined, largest, shares, spread
 from ._rule import Rule, Survey, merged
 
 
@@ -25,8 +25,14 @@ class LinearRule(Rule):
 
     def __post_init__(self) -> None:
         checked(self.weights, len(self.weights))
-        if self.normalize:
-            shares(self.weights)
+        checked(self._shares, len(self.weights), "normalized weights")
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        return shares(self.weights) if self.normalize else self.weights
+
+    def owner(self) -> int:
+        return largest(self._shares)
 
     def check(self, models: int) -> None:
         super().check(models)
@@ -35,7 +41,7 @@ class LinearRule(Rule):
     def combine(
         self, models: Sequence[Tensor], base: Tensor | None, *, survey: Survey | None, name: str, offset: int
     ) -> Tensor:
-        return combined(models, shares(self.weights) if self.normalize else self.weights)
+        return combined(models, self._shares)
 
 
 def linear(models: Sequence[Tensor], *, weights: Sequence[float] | None = None, normalize: bool = True) -> Tensor:
@@ -48,7 +54,8 @@ def linear(models: Sequence[Tensor], *, weights: Sequence[float] | None = None, 
         weights: :math:`w_k`, one a model; all 1 where not given.
         normalize: False: the sum is not divided.
     Returns:
-        A new tensor with the first one's dtype and device. Integer and boolean tensors: the first one's, copied.
+        A new tensor with the first one's dtype and device. Integer and boolean tensors: that of the largest
+        weight, copied.
     Raises:
         ValueError: Shapes differ, there is not one finite weight a model, or weights to normalize sum to 0.
     Example:

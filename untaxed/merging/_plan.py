@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import Kind, Source, common_kind, fit, layout, open_source
+from ..checkpoints import Kind, Source, check_tokenizer, common_kind, fit, layout, open_source
 from ..errors import SpecError
 from ._layers import place
 from ._output_config import output_config
@@ -39,6 +39,7 @@ class Plan:
         tokenizer: The directory of the output's tokenizer.
         notes: What was done to make the parents fit.
         workers: Threads.
+        allow_nonfinite: Whether NaN and infinity are merged, and written.
     """
 
     recipe: Recipe
@@ -49,6 +50,7 @@ class Plan:
     tokenizer: Path
     notes: list[str]
     workers: int
+    allow_nonfinite: bool = False
 
     @property
     def main(self) -> Source:
@@ -129,8 +131,11 @@ def make_plan(
     if config["tie_word_embeddings"] is None:
         del config["tie_word_embeddings"]
     source = recipe.tokenizer_model
-    tokenizer = (opened[source] if source in opened else open_source(source)).tokenizer
-    return Plan(recipe, parents, tensors, kinds, config, tokenizer, fitted.notes, workers)
+    taken = opened[source] if source in opened else open_source(source)
+    notes = list(fitted.notes)
+    if source != recipe.main:
+        notes += check_tokenizer(taken, opened[recipe.main], merged=source in opened)
+    return Plan(recipe, parents, tensors, kinds, config, taken.tokenizer, notes, workers, allow_nonfinite)
 
 
 def _taken(one: Resolved) -> Sequence[Taken]:

@@ -9,6 +9,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from ..weights import wide
+
 BLOCK = 1 << 19  # entries of one block, here and in the streaming engine
 
 
@@ -56,6 +58,12 @@ class Rule(ABC):
         """
         return None
 
+    def owner(self) -> int | None:
+        """Whose integers, truth values and complex numbers are taken, which are no weights: the place of the model with
+        the largest share, the first of equal ones; None: the base's, whose share is the largest where nothing moves.
+        """
+        return 0
+
     @abstractmethod
     def combine(
         self, models: Sequence[Tensor], base: Tensor | None, *, survey: Survey | None, name: str, offset: int
@@ -82,7 +90,7 @@ def merged(rule: Rule, models: Sequence[Tensor], base: Tensor | None = None, *, 
         name: Of the tensor; random masks depend on it.
     Returns:
         A new tensor with the first model's dtype and device; computed in float32 (float64 where one of the tensors
-        is), cast once. Integer and boolean tensors are no weights: the first model's is copied.
+        is), cast once. Integer and boolean tensors are no weights: that of the largest share is copied (`Rule.owner`).
     Raises:
         ValueError: Shapes differ, no model or no base is given where one is needed, or the rule is for another number
             of models.
@@ -90,7 +98,9 @@ def merged(rule: Rule, models: Sequence[Tensor], base: Tensor | None = None, *, 
     _check(rule, models, base)
     like = models[0]
     if not like.is_floating_point():
-        return like.clone()
+        owner = rule.owner()
+        whose = base if owner is None and base is not None else models[owner or 0]
+        return whose.detach().to(like.device, like.dtype, copy=True)
     result = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     flat, blocks = result.view(-1), _blocks(models, base)
     survey = rule.survey(like.numel(), name=name)
@@ -122,14 +132,12 @@ Blocks = Callable[[], Iterator[tuple[list[Tensor], Tensor | None, int]]]
 def _blocks(models: Sequence[Tensor], base: Tensor | None) -> Blocks:
     """Gives the blocks of whole tensors, fresh copies at every pass."""
     given = [*models, *([] if base is None else [base])]
-    wide = torch.float32
-    for tensor in given:
-        wide = torch.promote_types(wide, tensor.dtype)
+    precision = max((wide(tensor.dtype) for tensor in given), key=lambda dtype: dtype.itemsize)
     flat = [tensor.detach().to(models[0].device).reshape(-1) for tensor in given]
 
     def blocks() -> Iterator[tuple[list[Tensor], Tensor | None, int]]:
         for offset in range(0, flat[0].numel(), BLOCK):
-            parts = [tensor[offset : offset + BLOCK].to(wide, copy=True) for tensor in flat]
+            parts = [tensor[offset : offset + BLOCK].to(precision, copy=True) for tensor in flat]
             yield parts[: len(models)], None if base is None else parts[-1], offset
 
     return blocks

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..method import Method, Site, Weights, check_fraction
 from ._after import after
 from ._angles import Angles, along_the_arc, check_shares
-from ._combining import combined, spread
+from ._combining import combined, largest, spread
 from ._rule import Rule, Survey, merged
 from ._warp import WarpRule
 
@@ -32,6 +32,9 @@ class SlerpRule(Rule):
     def check(self, models: int) -> None:
         super().check(models)
         check_shares(self.weights, models)
+
+    def owner(self) -> int:
+        return largest(self.weights)
 
     @property
     def passes(self) -> int:
@@ -62,7 +65,8 @@ def slerp(models: Sequence[Tensor], base: Tensor | None = None, *, weights: Sequ
         base: The tensor that all were trained from.
         weights: One a model, not negative; (1 − t, t) for two. All equal where not given.
     Returns:
-        A new tensor with the first one's dtype and device. Integer and boolean tensors: the first one's, copied.
+        A new tensor with the first one's dtype and device. Integer and boolean tensors: that of the largest
+        weight, copied.
         A tensor's angle is that of all its entries. Where it is within 1e-4 of 0 or of pi, or one of the two is 0, the
         interpolation is linear: towards 0 that is the limit, opposite directions have no arc.
     Raises:

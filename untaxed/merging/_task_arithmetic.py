@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..method import check_number
-from ._combining import SAME, checked, combined, shares, spread
+from ._combining import SAME, checked, combined, of_deltas, shares, spread
 from ._rule import Rule, Survey, merged
 
 
@@ -33,8 +33,15 @@ class TaskArithmeticRule(Rule):
     def __post_init__(self) -> None:
         checked(self.weights, len(self.weights))
         check_number("scale", self.scale)
-        if self.normalize:
-            shares(self.weights)
+        checked(self._moves, len(self.weights), "scaled weights")
+
+    @property
+    def _moves(self) -> tuple[float, ...]:
+        """How far the base is moved along each delta."""
+        return tuple(self.scale * w for w in (shares(self.weights) if self.normalize else self.weights))
+
+    def owner(self) -> int | None:
+        return of_deltas(self._moves)
 
     def check(self, models: int) -> None:
         super().check(models)
@@ -44,7 +51,7 @@ class TaskArithmeticRule(Rule):
         self, models: Sequence[Tensor], base: Tensor | None, *, survey: Survey | None, name: str, offset: int
     ) -> Tensor:
         assert base is not None
-        return moved(models, base, [self.scale * w for w in (shares(self.weights) if self.normalize else self.weights)])
+        return moved(models, base, self._moves)
 
 
 def moved(models: Sequence[Tensor], base: Tensor, weights: Sequence[float]) -> Tensor:
@@ -72,7 +79,8 @@ def task_arithmetic(
         scale: :math:`\lambda`.
         normalize: Divides the weights by their sum.
     Returns:
-        A new tensor with the first model's dtype and device. Integer and boolean tensors: the first model's, copied.
+        A new tensor with the first model's dtype and device. Integer and boolean tensors: that of the largest share,
+        the base's or a model's, copied.
     Raises:
         ValueError: Shapes differ, there is not one finite weight a model, or weights to normalize sum to 0.
     Example:

@@ -15,7 +15,7 @@ from ..largest import Largest
 from ..method import Method, Site, Weights, check_number
 from ..sparsify import check_density, kept_count
 from ._after import after
-from ._combining import checked, elected, only_kept, spread
+from ._combining import checked, elected, of_deltas, only_kept, over_all, spread
 from ._rule import Rule, Survey, merged
 
 
@@ -42,6 +42,10 @@ class TiesRule(Rule):
     def __post_init__(self) -> None:
         self._check(len(self.weights))
         check_number("scale", self.scale)
+        checked([self.scale * weight for weight in (1, *self.weights)], len(self.weights) + 1, "scaled weights")
+
+    def owner(self) -> int | None:
+        return of_deltas([self.scale * w for w in (over_all(self.weights) if self.normalize else self.weights)])
 
     @property
     def passes(self) -> int:
@@ -59,7 +63,7 @@ class TiesRule(Rule):
 
     def survey(self, total: int, *, name: str = "") -> Trimming | None:
         found = {
-            k: Largest(kept_count(total, density), key=mask_key(self.seed, name, 0, f"ties {k}"), zeros=False)
+            k: Largest(kept_count(total, density), key=mask_key(self.seed, name, 0, "ties"), zeros=False)
             for k, (weight, density) in enumerate(zip(self.weights, self.densities))
             if weight and density < 1 and total
         }
@@ -126,9 +130,10 @@ def ties(
         weights: :math:`w_k`, one a model; all 1 where not given. A negative one takes its model's changes away.
         normalize: False: the sum of what agrees, not its mean.
         scale: :math:`\lambda`.
-        seed: Of the choice among entries of equal magnitude.
+        seed: Of the choice among entries of equal magnitude, which does not depend on the model's place.
     Returns:
-        A new tensor with the first model's dtype and device. Integer and boolean tensors: the first model's, copied.
+        A new tensor with the first model's dtype and device. Integer and boolean tensors: that of the largest share,
+        the base's or a model's, copied.
         Of a single model the entries kept are its own, bit for bit, and the others the base's.
     Raises:
         ValueError: Shapes differ, a density is outside (0, 1], or there is not one finite weight and density a model.

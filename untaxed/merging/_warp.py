@@ -11,7 +11,7 @@ from torch import Tensor
 from ..method import Method, Need, Site, Weights, check_fraction
 from ._after import after_all, check_members
 from ._angles import Angles, along_the_arc, check_shares
-from ._combining import spread
+from ._combining import of_deltas, shares, spread
 from ._rule import Rule, Survey, merged
 from ._task_arithmetic import moved
 
@@ -37,6 +37,9 @@ class WarpRule(Rule):
     def check(self, models: int) -> None:
         super().check(models)
         check_shares(self.weights, models)
+
+    def owner(self) -> int | None:
+        return of_deltas([(1 - self.initial_share) * share for share in shares(self.weights)])
 
     @property
     def passes(self) -> int:
@@ -68,7 +71,8 @@ def warp(
         weights: One a model, not negative; all equal where not given.
         initial_share: :math:`s = 1 - \eta`, in [0, 1]; the paper's :math:`\eta` is 0.3. 1 gives ``initial``.
     Returns:
-        A new tensor with the first model's dtype and device. Integer and boolean tensors: the first model's, copied.
+        A new tensor with the first model's dtype and device. Integer and boolean tensors: that of the largest share,
+        ``initial``'s or a model's, copied.
     Raises:
         ValueError: Shapes differ, a number is out of its range, or there is not one weight a model.
     Example:
