@@ -134,6 +134,26 @@ def test_composed_arms_learn_on_what_came_before(world: dict[str, Any], tmp_path
     assert means == pytest.approx({"hma-0.4": 0.4, "ties-0.5-1.0+hma-0.2": 0.2, "ties-0.5-1.0+hma-0.6": 0.6})
 
 
+def test_what_was_found_for_a_merge_holds_for_these_very_trainings(world: dict[str, Any], tmp_path: Path) -> None:
+    """A member that was trained again elsewhere may differ in its last bits, and so may the merge."""
+    spec = {**world, "methods": ["plain", [{"model_stock": {"members": 2}}, LEARNED]], "keep": ["last"]}
+    study = run_study(spec, tmp_path, workers=0)
+    assert not study.failed
+    [merged] = [run for run in runs(tmp_path) if len(run["points"]) > 2]
+    [member] = [run for run in runs(tmp_path) if run.get("member")]
+    result = tmp_path / "runs" / merged["key"] / "result.json"
+    shutil.copy(
+        Path(world["models"]["initial"]) / "model.safetensors",
+        tmp_path / "runs" / member["key"] / "weights" / "step-4" / "model.safetensors",
+    )
+    points = [point for point in merged["points"] if point["variant"] is None]
+    for _ in range(2):
+        result.write_text(json.dumps({**merged, "points": points}))
+        run_study(spec, tmp_path, workers=0)
+    before, now = found_files(tmp_path)  # in any order; found twice and not three times
+    assert before["ratios"] != now["ratios"]
+
+
 def test_given_checkpoints_are_searched_without_training(study: Study, spec: dict[str, Any], tmp_path: Path) -> None:
     [run] = runs(study.directory)
     weights = study.directory / "runs" / run["key"] / "weights" / "step-4"

@@ -3,11 +3,13 @@
 runs/<key>/made/<methods>@<checkpoint>-<its content>/<n>-<method>/found.json   what the nth method found, once it has
                                                                  /evaluations.jsonl   what a search has measured so far
 
-A folder is named after the checkpoint's content: one that was trained again and differs is searched anew.
+A folder is named after the content of the checkpoint and of those merged with it: what was trained again and differs
+is searched anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ from .points import Point
 from .store import Store, read_json, read_scores, write_json
 
 Found = dict[str, Any]
+Source = tuple[str, Point]  # a run's key and one of its checkpoints
 LONG = ("steps", "settings")  # stays in the run's folder
 
 
@@ -38,7 +41,7 @@ def make(
     bench: Bench,
     store: Store,
     run: RunPlan,
-    source: Point,
+    made_of: Sequence[Source],
     after: Chain,
     model: Any,
     members: Callable[[int], list[Weights]],
@@ -47,7 +50,7 @@ def make(
     """Makes a variant of a checkpoint in place.
 
     Args:
-        source: The checkpoint's point.
+        made_of: The checkpoint, and those of the run's members.
         after: The methods that act on it, one after the other.
         model: The checkpoint, loaded.
         members: Gives the weights of the other trainings as they are before the method at a place.
@@ -56,7 +59,7 @@ def make(
         What the methods found, of those that search or learn: their record without its steps, ``method``, and about
         how many ``measurements`` it cost.
     """
-    folder, judge, all_found = _folder(store, run, source, after), Judge(bench, store, model), list[Found]()
+    folder, judge, all_found = _folder(store, run, made_of, after), Judge(bench, store, model), list[Found]()
     for number, method in enumerate(after):
         keeper = Keeper(folder / f"{number}-{method.name}")
         making = Making(
@@ -81,11 +84,12 @@ def make(
     return all_found
 
 
-def _folder(store: Store, run: RunPlan, source: Point, after: Chain) -> Path:
-    folder = store.run(run.key) / "made" / variant_name(after, source["name"])
+def _folder(store: Store, run: RunPlan, made_of: Sequence[Source], after: Chain) -> Path:
+    folder = store.run(run.key) / "made" / variant_name(after, made_of[0][1]["name"])
     if all(type(method).make is Method.make for method in after):
         return folder  # nothing is kept there, and a large checkpoint takes long to read
-    return folder.with_name(f"{folder.name}-{fingerprint(store.run(run.key) / source['weights'])[:12]}")
+    contents = [fingerprint(store.run(key) / point["weights"]) for key, point in made_of]
+    return folder.with_name(f"{folder.name}-{hashlib.sha256(' '.join(contents).encode()).hexdigest()[:12]}")
 
 
 class Keeper:

@@ -18,12 +18,11 @@ from .bench import Bench
 from .card import write_card
 from .endings import Lacking, has_weights, lack, one_line
 from .events import Event, Listener
-from .making import make
+from .making import Source, make
 from .points import Point, Points
 from .progress import Reporter
 from .store import WRITING, Store, disk_full, locked, remove, write_atomic, write_json
 
-Source = tuple[str, Point]  # a run's key and one of its checkpoints
 AGAIN = "--retry-failed trains it again"
 
 
@@ -133,7 +132,7 @@ def _variant_model(
         theirs = [_variant_model(bench, store, replace(run, key=one[0]), [one], after[:place])[0] for one in others]
         return [dict(model.named_parameters()) for model in theirs]
 
-    return model, make(bench, store, run, point, after, model, members, tell)
+    return model, make(bench, store, run, made_of, after, model, members, tell)
 
 
 def _load(bench: Bench, store: Store, key: str, point: Point) -> Any:
