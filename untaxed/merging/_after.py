@@ -38,7 +38,8 @@ def after_all(rule: Rule, initial: Weights, members: Sequence[Weights]) -> dict[
     """Merges the weights of several trainings; the initial ones, with which all began, are the base.
 
     Returns:
-        New tensors with the first training's names, dtypes and devices; integer and boolean ones are its, copied.
+        New tensors with the first training's names, dtypes and devices; integer and boolean ones are those of the
+        largest share, copied.
     Raises:
         ValueError: Names or shapes differ, or the rule is for another number of trainings.
     """
