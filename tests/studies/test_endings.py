@@ -158,7 +158,7 @@ def test_one_variant_that_fails_does_not_stop_the_others(
     inner = variants._variant_model
 
     def failing(*args: Any) -> Any:
-        if args[-1][0].settings()["initial_share"] == 0.2:
+        if args[4][0].settings()["initial_share"] == 0.2:
             raise ValueError("cannot be averaged")
         return inner(*args)
 
