@@ -25,6 +25,12 @@ from .values import typed
 
 Site = Literal["data", "loss", "gradient", "update", "displacement", "between", "after"]
 Need = Literal["pretrained", "prompts", "reference_sets", "replay", "members"]
+INPUTS: Mapping[Need, str] = {  # a need that a training gives -> the field that takes it, in `Method.given_elsewhere`
+    "pretrained": "delta",
+    "prompts": "prompts",
+    "reference_sets": "reference_sets",
+    "replay": "texts",
+}
 Weights = Mapping[str, Tensor]
 
 
@@ -155,15 +161,25 @@ class Making:
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may ask about the training it is about to join."""
+    """What a method may ask about the training it is about to join.
 
-    algorithm: str | None  # None: no training, checkpoints are given
+    Attributes:
+        algorithm: None: no training, checkpoints are given.
+        max_steps: Optimizer steps.
+        given: What of `INPUTS` the training gives to the methods that need it.
+        backend: plain, ddp, fsdp2, fsdp1 or deepspeed.
+        lora: Whether adapters are trained.
+        free_every: Optimizer steps from one at which no on-policy samples wait to the next.
+        shapes: Of the initial model's tensors, where they are known.
+    """
+
+    algorithm: str | None
     max_steps: int | None
-    has_pretrained: bool = False
-    backend: str = "plain"  # plain, ddp, fsdp2, fsdp1, deepspeed
+    given: frozenset[Need] = frozenset()
+    backend: str = "plain"
     lora: bool = False
-    free_every: int = 1  # optimizer steps from one at which no on-policy samples wait to the next
-    shapes: Mapping[str, Sequence[int]] | None = None  # of the initial model's tensors, where they are known
+    free_every: int = 1
+    shapes: Mapping[str, Sequence[int]] | None = None
 
     def first_free(self, step: int) -> int:
         """The step from this one on at which weights may be replaced."""

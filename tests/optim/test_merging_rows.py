@@ -32,7 +32,7 @@ ROWS: list[Method] = [
     ChildTuning(density=0.3),
 ]
 MERGING = [row for row in ROWS if "update" in row.acts]
-TRAINING = Context(algorithm="dpo", max_steps=100, has_pretrained=True)
+TRAINING = Context(algorithm="dpo", max_steps=100, given=frozenset({"pretrained"}))
 DELTA = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
 
 

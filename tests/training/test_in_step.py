@@ -31,7 +31,7 @@ from untaxed.optim import (
     UpdateDropout,
     sft_delta,
 )
-from untaxed.training import Task, attach, with_delta
+from untaxed.training import Task, attach, with_inputs
 from untaxed.weights import same, trainable
 
 MERGE: dict[str, Any] = {"density": 0.3, "merge_weight": 0.01}
@@ -58,7 +58,7 @@ def task(tiny_task: Task, pretrained: Path) -> Task:
 
 
 def ready(task: Task, *methods: Method) -> list[Method]:
-    return with_delta(methods, task)
+    return with_inputs(methods, task)
 
 
 def label(method: Method) -> str:

@@ -110,7 +110,7 @@ class Pulls(Merges):
                 "delta does not exist; give the delta between two adapters on one base (sft_delta of both), or merge "
                 "after training"
             )
-        if self.delta is None and not context.has_pretrained:
+        if self.delta is None and "pretrained" not in context.given:
             raise Unsupported(
                 f"{self.name} needs the SFT delta: pass delta=sft_delta(initial, pretrained), or set merge_weight to 0"
             )

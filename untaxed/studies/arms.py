@@ -18,11 +18,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SpecError
-from ..method import Context, Method
+from ..method import Context, Method, Need
 from .written import Part, parts_of, sweep_of
 
 Chain = tuple[Method, ...]  # methods in the order in which they act
 ALONE = ("plain", "early_stopping")  # an arm of its own, never part of a composition
+GIVEN_BY: Mapping[Need, str] = {  # what methods need -> the spec's key that gives it
+    "pretrained": "models.pretrained",
+    "prompts": "data.general_prompts",
+    "reference_sets": "data.reference_sets",
+    "replay": "data.replay",
+}
 
 
 @dataclass(frozen=True)
@@ -211,8 +217,8 @@ def check_arms(arms: Sequence[ArmPlan], context: Context) -> None:
                     f"methods: {method.name} merges {method.trainings} trainings, and given checkpoints belong to one;"
                     " merge those of several trainings with `untaxed merge` and give what comes out"
                 )
-            if "pretrained" in method.needed and not context.has_pretrained:
-                raise SpecError(f"methods: {method.name} needs models.pretrained, which is not given")
+            for need in sorted(method.needed & set(GIVEN_BY) - context.given):
+                raise SpecError(f"methods: {method.name} needs {GIVEN_BY[need]}, which is not given")
             method.check(context)
 
 
@@ -266,7 +272,10 @@ def member_keys(identity: Any, setting: SettingPlan, seed: int) -> tuple[str, ..
 
 def run_key(identity: Any, training: Chain, seed: int) -> str:
     """A short name that is equal for equal trainings and different for different ones."""
-    content = {"identity": identity, "methods": described(training), "seed": seed}
+    shared, inputs = {key: value for key, value in identity.items() if key != "inputs"}, identity.get("inputs", {})
+    content = {"identity": shared, "methods": described(training), "seed": seed}
+    if used := {need: inputs[need] for method in training for need in sorted(method.needed) if need in inputs}:
+        content["inputs"] = used  # data that only some methods read makes no other run of the rest
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

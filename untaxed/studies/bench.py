@@ -87,20 +87,23 @@ class Bench:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What all runs share; a run's key depends on it."""
+        """What all runs share; a run's key depends on it, on `inputs` where its methods read them."""
         paths = {"initial": self.task.initial, "pretrained": self.task.pretrained}
         models: dict[str, Any] = {name: fingerprint(path) for name, path in paths.items() if path is not None}
         if self.aligned:
             models["aligned"] = [fingerprint(path) for path in self.aligned.values()]
         name = self.spec.algorithm.name if self.spec.algorithm else None
+        read = [self.spec.data.prompts, self.spec.data.preferences, self.spec.measure]
         data: dict[str, Any] = {
             "rows": content_key("rows", [[dict(row) for row in self.task.preferences], list(self.task.prompts)]),
-            "files": sorted({file_digest(file) for file in local_files([self.spec.data, self.spec.measure])}),
+            "files": sorted({file_digest(file) for file in local_files(read)}),
         }
         files = reward_files(self.spec.measure, Path.cwd()) if isinstance(self.spec.measure, SuiteSpec) else {}
         if files:
             data["rewards"] = {name: file_digest(file) for name, file in files.items()}
-        return {"models": models, "data": data, "algorithm": {"name": name, **self.arguments} if name else None}
+        algorithm = {"name": name, **self.arguments} if name else None
+        inputs = {need: content_key(need, rows) for need, rows in self.task.rows.items() if rows}
+        return {"models": models, "data": data, "algorithm": algorithm, "inputs": inputs}
 
     @cached_property
     def runs(self) -> dict[str, RunPlan]:
@@ -161,7 +164,7 @@ def prepare(spec: StudySpec) -> Bench:
     context = Context(
         name,
         arguments.get("max_steps"),
-        has_pretrained=task.pretrained is not None,
+        given=task.given,
         free_every=1 if name is None else free_every(name, arguments),
         shapes=check_model_dir(task.initial),
     )

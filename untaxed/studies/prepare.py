@@ -1,7 +1,7 @@
 """From a spec to a task: models, data and measures, made or found in the cache.
 
-1. The prompts, divided by hash into train, validation and test; the rewards and the suite. They cost little, and what
-   is wrong with them shows before anything long begins.
+1. The prompts, divided by hash into train, validation and test; the rewards and the suite; what only some methods
+   read. They cost little, and what is wrong with them shows before anything long begins.
 2. The models: a path, a hub id, the embedded world, or a recipe (see `studies.recipes`).
 3. The preference pairs: read, or sampled from `initial` and ranked by the proxy reward (see `studies.pairs`).
 """
@@ -16,6 +16,7 @@ from ..measuring.suite import SPLITS
 from ..measuring.suite_spec import SuiteSpec, build_rewards, build_suite
 from ..training.algorithms import algorithm
 from ..training.task import Task
+from .inputs import read_inputs
 from .pairs import preference_pairs, prompts_by_split
 from .recipes import prepare_models
 from .sources import Preferences
@@ -49,6 +50,7 @@ def build_task(spec: StudySpec, cache: Path) -> Task:
         spec.measure, prompts={split: prompts[split] for split in SPLITS}, rewards=rewards, directory=here
     )
     learns = _preferences_needed(spec)
+    inputs = read_inputs(spec.data)
     initial, pretrained = prepare_models(spec.models, cache)
     return Task(
         initial=initial,
@@ -57,6 +59,7 @@ def build_task(spec: StudySpec, cache: Path) -> Task:
         preferences=preference_pairs(learns, prompts["train"], rewards["proxy"], initial, cache) if learns else (),
         prompts=prompts["train"],
         reward=rewards["proxy"],
+        **inputs,
     )
 
 

@@ -12,9 +12,11 @@ from importlib import metadata
 from typing import Any
 
 from ..errors import StoreError
+from .arms import GIVEN_BY
 from .spec import StudySpec
 from .store import VERSION, Store, finite, write_json
 
+LATER = set(GIVEN_BY.values())
 SAME = ("models", "data", "algorithm", "measure", "keep")  # arms and seeds may be added; these may not change
 PACKAGES = (
     *("untaxed", "torch", "transformers", "trl", "accelerate", "datasets", "numpy", "safetensors"),
@@ -94,15 +96,25 @@ def compare(store: Store, new: Mapping[str, Any]) -> None:
     if not store.study.exists():
         return
     old = store.about()
-    found = [line for key in SAME for line in differences(old["spec"].get(key), new["spec"].get(key), key)]
+    found = [line for key in SAME for line in differences(old["spec"].get(key), _since(old, new, key), key)]
     for key in ("models", "data"):
         found += differences(old["identity"][key], new["identity"][key], f"content of {key}")
+    for need, content in old["identity"].get("inputs", {}).items():
+        found += differences(content, new["identity"]["inputs"].get(need), f"content of {GIVEN_BY[need]}")
     found += [line for key in ("measures", "select", "report") for line in differences(old[key], new[key], key)]
     if found:
         raise StoreError(
             f"{store.directory} holds a study with other settings: {'; '.join(found)}."
             " Arms and seeds may be added to a study; anything else needs another --out"
         )
+
+
+def _since(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> Any:
+    """A part of the new spec without the data that only arms added since then read."""
+    if key != "data":
+        return new["spec"].get(key)
+    before = old["spec"].get(key, {})
+    return {name: value for name, value in new["spec"][key].items() if name in before or f"data.{name}" not in LATER}
 
 
 def differences(old: Any, new: Any, at: str) -> Iterator[str]:

@@ -214,7 +214,7 @@ def _trainer(bench: Bench, store: Store, run: RunPlan) -> tuple[Any, training.At
         output_dir=store.run(run.key) / "resume",
         methods=run.training,
     )
-    methods = training.with_delta(run.training, bench.task)
+    methods = training.with_inputs(run.training, bench.task)
     attached = training.join(trainer, training.with_meter(methods, bench.task, steps=bench.steps))
     if trainer.args.world_size > 1 and bench.spec.checkpoint_every is not None:
         raise Unsupported("checkpoint_every serves one process; leave it out where a launcher starts several")

@@ -190,7 +190,19 @@ class Preferences(RowsSource):
 
 
 class DataSpec(_Spec):
-    """The data of a study: what on-policy algorithms and measuring sample from, and what the others learn from."""
+    """The data of a study.
+
+    Attributes:
+        prompts: What on-policy algorithms and measuring sample from.
+        preferences: What the other algorithms learn from.
+        general_prompts: Rows with ``prompt``, for methods that keep a model's answers to them as they are.
+        reference_sets: By ability, rows with ``prompt`` and ``completion``, or ``text``, or ``prompt``, ``chosen`` and
+            ``rejected``, for methods that keep their loss from rising.
+        replay: Rows with ``text``, or ``prompt`` and ``completion``, for methods that go on reading them.
+    """
 
     prompts: Prompts | None = None
     preferences: Preferences | None = None
+    general_prompts: RowsSource | None = None
+    reference_sets: dict[str, RowsSource] | None = None
+    replay: RowsSource | None = None

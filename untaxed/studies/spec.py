@@ -154,7 +154,7 @@ def parse_spec(raw: Mapping[str, Any], *, where: str = "") -> StudySpec:
         filled["measure"] = validated(PocketMeasure if pocket else SuiteSpec, filled["measure"], where, "measure")
     spec = validated(StudySpec, filled, where)
     plan_arms(spec.methods, where=where)  # for its errors: here the file can be named
-    if pocket and (spec.data.prompts or spec.data.preferences):
+    if pocket and spec.data != DataSpec():
         raise SpecError(
             f"{where}data: the embedded world brings its own data; leave `data` out or name another initial"
         )

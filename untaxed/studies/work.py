@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UntaxedError
-from ..method import Context, Method
+from ..method import Context, Method, Need
 from .arms import ArmPlan, RunPlan, check_arms, member_keys, plan_arms, plan_runs, run_key, trainings, variant
 from .begin import begun
 from .endings import has_weights, lacks_kept, lacks_weights, record_failure
@@ -50,7 +50,8 @@ class Work:
         self._listen = each_warning_once(listen)
         check_directory(self.store.directory)
         if not spec.algorithm:
-            check_arms(self.arms, Context(None, None, has_pretrained=spec.models.pretrained is not None))
+            given: frozenset[Need] = frozenset({"pretrained"} if spec.models.pretrained else ())
+            check_arms(self.arms, Context(None, None, given=given))
 
     # --- 1, 2 ------------------------------------------------------------------------------------------------------
 

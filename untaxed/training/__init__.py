@@ -8,7 +8,7 @@ from .attached import attach as attach
 from .attached import join as join
 from .defaults import machine_defaults as machine_defaults
 from .drift import with_meter as with_meter
-from .in_step import with_delta as with_delta
+from .inputs import with_inputs as with_inputs
 from .loop import Moment as Moment
 from .loop import Outcome as Outcome
 from .loop import train as train

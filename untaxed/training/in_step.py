@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +11,7 @@ from torch import nn
 
 from ..errors import Unsupported
 from ..method import Method
-from ..optim import MergeUpdate, Merging, OnDAREAdamW, Pipeline, sft_delta
-from .task import Task
+from ..optim import MergeUpdate, Merging, OnDAREAdamW, Pipeline
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -70,15 +69,6 @@ class InStep:
         self.optimizer = around(made, self.methods)
         self._trainer.optimizer = self.optimizer
         return self.optimizer
-
-
-def with_delta(methods: Sequence[Method], task: Task) -> list[Method]:
-    """The methods, with the SFT delta of the task's models where they need one and have none."""
-    given = None
-    if any("pretrained" in method.needed for method in methods):
-        assert task.pretrained is not None  # the methods' own check
-        given = sft_delta(task.initial, task.pretrained)
-    return [replace(method, delta=given) if "pretrained" in method.needed else method for method in methods]  # type: ignore[call-arg]
 
 
 def around(base: torch.optim.Optimizer, methods: Sequence[Method]) -> torch.optim.Optimizer:

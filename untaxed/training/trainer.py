@@ -59,7 +59,7 @@ def make_trainer(
     context = Context(
         row.name,
         chosen["max_steps"],
-        has_pretrained=task.pretrained is not None,
+        given=task.given,
         free_every=free_every(row.name, chosen),
     )
     for method in methods:
