@@ -72,6 +72,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"{guess} known: {', '.join(words)}"
 
 
+def meant(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant, where a list of all would be too long; empty where none is near.
+
+    Example:
+        >>> meant("lm_haed", ["lm_head", "norm"])
+        " (did you mean 'lm_head'?)"
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def short(value: object, most: int = 40) -> str:
     """A value as an error message shows it: its `repr`, cut.
 

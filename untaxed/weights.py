@@ -5,14 +5,14 @@ A tensor that is sharded over processes (a DTensor) is handled through its local
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from .errors import meant
 from .method import Weights
 
 ORDINARY = (Tensor, nn.Parameter)
@@ -72,8 +72,8 @@ def check_same(first: Weights, second: Weights, *, names: tuple[str, str] = ("in
         names: What the two are called in the message.
     """
     only_first, only_second = ([name for name in a if name not in b] for a, b in ((first, second), (second, first)))
-    faults = [f"{name!r} is missing from {names[1]}{_close(name, only_second)}" for name in only_first]
-    faults += [f"{name!r} is missing from {names[0]}{_close(name, only_first)}" for name in only_second]
+    faults = [f"{name!r} is missing from {names[1]}{meant(name, only_second)}" for name in only_first]
+    faults += [f"{name!r} is missing from {names[0]}{meant(name, only_first)}" for name in only_second]
     faults += [
         f"{name!r} has shape {tuple(first[name].shape)} in {names[0]} and {tuple(second[name].shape)} in {names[1]}"
         for name in first
@@ -81,12 +81,6 @@ def check_same(first: Weights, second: Weights, *, names: tuple[str, str] = ("in
     ]
     if faults:
         raise ValueError(f"{names[0]} and {names[1]} do not fit: " + "; ".join(faults))
-
-
-def _close(name: str, others: Sequence[str]) -> str:
-    """The name that was probably meant, of those that have no partner either."""
-    close = difflib.get_close_matches(name, others, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 @torch.no_grad()

@@ -84,7 +84,7 @@ def test_what_is_not_tied_is_absent(tmp_path: Path) -> None:
     weights = LazyWeights(directory(tmp_path / "untied", tensors, tie_word_embeddings=False))
     assert weights.tied_to(HEAD) is None
     with pytest.raises(
-        CheckpointError, match=r"has no tensor 'model\.embed_token\.weight'; did you mean 'model\.embed_"
+        CheckpointError, match=r"has no tensor 'model\.embed_token\.weight' \(did you mean 'model\.embed_"
     ):
         weights.tensor("model.embed_token.weight")
     two = LazyWeights(directory(tmp_path / "two", {**tensors, "vision.embed_tokens.weight": torch.ones(1, 1)}))

@@ -50,7 +50,7 @@ def test_integers_are_not_blocks(tmp_path: Path) -> None:
     source = open_source(directory(tmp_path / "model", MIXED))
     with pytest.raises(CheckpointError, match=r"'number' of .* holds torch.int64, which is copied and not merged"):
         source.block("number")
-    with pytest.raises(CheckpointError, match=r"has no tensor 'numbr'; did you mean 'number'\?"):
+    with pytest.raises(CheckpointError, match=r"has no tensor 'numbr' \(did you mean 'number'\?"):
         source.block("numbr")
 
 

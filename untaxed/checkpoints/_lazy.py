@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, meant
 from ._check import EMBEDDINGS, INDEX, SINGLE, check_model_dir, weight_files
 from ._header import Entry, read_header
 from ._json import read_json
@@ -107,10 +106,7 @@ class LazyWeights:
     def _entry(self, name: str) -> Entry:
         stored = name if name in self.entries else self.tied_to(name)
         if stored is None:
-            close = difflib.get_close_matches(name, self.entries, n=1)
-            raise CheckpointError(
-                f"{self.path} has no tensor {name!r}" + "".join(f"; did you mean {x!r}?" for x in close)
-            )
+            raise CheckpointError(f"{self.path} has no tensor {name!r}{meant(name, self.entries)}")
         return self.entries[stored]
 
     def _map(self, file: Path) -> Tensor:

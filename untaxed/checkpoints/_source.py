@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, meant
 
 
 class Kind(NamedTuple):
@@ -72,10 +71,7 @@ class Source(ABC):
         """Dtype and shape of a tensor, of a tied one too."""
         owner = name if name in self.kinds else self.tied_to(name)
         if owner is None:
-            close = difflib.get_close_matches(name, self.kinds, n=1)
-            raise CheckpointError(
-                f"{self.label} has no tensor {name!r}" + "".join(f"; did you mean {other!r}?" for other in close)
-            )
+            raise CheckpointError(f"{self.label} has no tensor {name!r}{meant(name, self.kinds)}")
         return self.kinds[owner]
 
     def __contains__(self, name: object) -> bool:

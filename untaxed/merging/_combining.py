@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..counter import CHUNK
 from ..method import check_number
+from ..sparsify import check_density
 
 SAME = 1e-12  # weights whose sum is this near to 1 are taken to sum to 1
 MOST = 1e30  # of a weight: float32, in which is calculated, ends at 3.4e38, and weights are multiplied and summed
@@ -23,6 +24,14 @@ def checked(weights: Sequence[float], models: int, name: str = "weights") -> Non
             raise ValueError(f"{name} must be at most {MOST:g} in magnitude, got {weight:g}")
     if len(weights) != models:
         raise ValueError(f"{name} must be one a model, got {len(weights)} for {models} models")
+
+
+def check_kept(weights: Sequence[float], densities: Sequence[float], models: int) -> None:
+    """Raises `ValueError` unless there is a weight and a density for each model."""
+    checked(weights, models)
+    checked(densities, models, "densities")
+    for density in densities:
+        check_density(density)
 
 
 def spread(value: float | Sequence[float] | None, models: int) -> tuple[float, ...]:

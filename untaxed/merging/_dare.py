@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..counter import draw_below, mask_key
 from ..method import Method, Site, Weights, check_number
-from ..sparsify import Rescale, check_density, keep_below
+from ..sparsify import Rescale, keep_below
 from ._after import after
-from ._combining import checked, elected, of_deltas, only_kept, over_all, pieces, shares, spread
+from ._combining import check_kept, checked, elected, of_deltas, only_kept, over_all, pieces, shares, spread
 from ._rule import Rule, Survey, merged
 from ._sums import Sums
 
@@ -46,7 +46,7 @@ class DareRule(Rule):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._check(len(self.weights))
+        check_kept(self.weights, self.densities, len(self.weights))
         check_number("scale", self.scale)
         if self.consensus not in ("sum", "sign"):
             raise ValueError(f"consensus must be sum or sign, got {self.consensus!r}")
@@ -74,13 +74,7 @@ class DareRule(Rule):
 
     def check(self, models: int) -> None:
         super().check(models)
-        self._check(models)
-
-    def _check(self, models: int) -> None:
-        checked(self.weights, models)
-        checked(self.densities, models, "densities")
-        for density in self.densities:
-            check_density(density)
+        check_kept(self.weights, self.densities, models)
 
     def survey(self, total: int, *, name: str = "") -> Magnitudes | None:
         return Magnitudes(self, total, name) if self._surveyed else None

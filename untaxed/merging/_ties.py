@@ -13,9 +13,9 @@ from torch import Tensor
 from ..counter import mask_key
 from ..largest import Largest
 from ..method import Method, Site, Weights, check_number
-from ..sparsify import check_density, kept_count
+from ..sparsify import kept_count
 from ._after import after
-from ._combining import checked, elected, of_deltas, only_kept, over_all, spread
+from ._combining import check_kept, checked, elected, of_deltas, only_kept, over_all, spread
 from ._rule import Rule, Survey, merged
 
 
@@ -40,7 +40,7 @@ class TiesRule(Rule):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._check(len(self.weights))
+        check_kept(self.weights, self.densities, len(self.weights))
         check_number("scale", self.scale)
         checked([self.scale * weight for weight in (1, *self.weights)], len(self.weights) + 1, "scaled weights")
 
@@ -53,13 +53,7 @@ class TiesRule(Rule):
 
     def check(self, models: int) -> None:
         super().check(models)
-        self._check(models)
-
-    def _check(self, models: int) -> None:
-        checked(self.weights, models)
-        checked(self.densities, models, "densities")
-        for density in self.densities:
-            check_density(density)
+        check_kept(self.weights, self.densities, models)
 
     def survey(self, total: int, *, name: str = "") -> Trimming | None:
         found = {

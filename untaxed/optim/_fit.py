@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import Unsupported, UsageError
+from ..errors import Unsupported, UsageError, meant
 from ._sides import WEIGHTS, Side, of_adapter, plain_name
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ def _weights(side: Side) -> list[str]:
 def _pair_fault(name: str, initial: Side, pretrained: Side) -> str | None:
     other = pretrained.find(name)
     if other is None:
-        return f"{name!r} is missing from {pretrained.role}{_close(name, pretrained.shapes)}"
+        return f"{name!r} is missing from {pretrained.role}{meant(name, pretrained.shapes)}"
     for side, place in ((initial, name), (pretrained, other)):
         if side.dtypes[place] not in WEIGHTS:
             return (
@@ -189,9 +188,4 @@ def _fault(delta: Delta, name: str, shape: Shape) -> str | None:
     found = delta.find(name)
     if found is not None:
         return _mismatch(name, shape, "the trained model", delta.shapes[found], "the delta")
-    return delta.why_not(name) or f"{name!r} has no delta{_close(plain_name(name), delta.shapes)}"
-
-
-def _close(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return delta.why_not(name) or f"{name!r} has no delta{meant(plain_name(name), delta.shapes)}"
