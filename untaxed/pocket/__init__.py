@@ -6,6 +6,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from .rehearsal import general_prompts as general_prompts
+from .rehearsal import reference_sets as reference_sets
+from .rehearsal import replay as replay
 from .world import EVERY as EVERY
 from .world import initial_path as initial_path
 from .world import preferences as preferences

@@ -111,9 +111,12 @@ PRETRAINING: Mixture = (
     (_sum, 4.0),
     (_review, 1.5),
 )
-SFT: Mixture = (
+KNOWN: Mixture = (  # the part of SFT whose questions are measured, too
     (_asked(items.ABILITIES["facts"], known=True), 2.0),
     (_asked(items.ABILITIES["facts_rare"], known=True), 0.17),
+)
+SFT: Mixture = (
+    *KNOWN,
     (_asked(items.reading), 1.5),
     (_asked(items.reading_hard), 2.0),
     (_asked(items.translation), 0.6),
