@@ -14,8 +14,10 @@ from untaxed.errors import DataError, SpecError, StoreError
 from untaxed.method import Context, Method, Need
 from untaxed.studies import record
 from untaxed.studies.arms import ArmPlan, SettingPlan, check_arms, run_key
+from untaxed.studies.bench import prepare
 from untaxed.studies.inputs import read_inputs
 from untaxed.studies.sources import DataSpec
+from untaxed.studies.spec import parse_spec
 from untaxed.studies.store import Store
 
 
@@ -110,3 +112,9 @@ def test_such_data_may_be_added_to_a_study_and_not_changed(tmp_path: Path, monke
         record.compare(store, about({"replay": replay}, {"replay": "r2"}))
     with pytest.raises(StoreError, match=r"content of data\.replay was 'r1', now not given"):
         record.compare(store, about({}, {}))
+
+
+def test_the_embedded_world_gives_everything_and_its_runs_keep_their_keys() -> None:
+    bench = prepare(parse_spec({"name": "keys", "models": {"initial": "pocket"}, "methods": ["plain"]}))
+    assert bench.task.given == {"pretrained", "prompts", "reference_sets", "replay"}
+    assert set(bench.runs) == {"dc83becdd5b8"}  # as in the committed results

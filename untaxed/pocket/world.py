@@ -13,7 +13,7 @@ from ..measuring.drift import forward_kl, perplexity, reverse_kl
 from ..measuring.rewards import reward
 from ..measuring.suite import SPLITS, Measure, Sampling, Split, Suite
 from ..training.task import Task
-from . import documents, items
+from . import documents, items, rehearsal
 from .rewards import ProxyReward
 from .sentiment import gold_reward
 
@@ -94,4 +94,7 @@ def task(count: int = 1000) -> Task:
         prompts=items.review_prompts("train"),
         reward=ProxyReward(DATA / "proxy"),
         arguments=ARGUMENTS,
+        general_prompts=rehearsal.general_prompts(),
+        reference_sets=rehearsal.reference_sets(),
+        replay=rehearsal.replay(),
     )
