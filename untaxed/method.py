@@ -24,10 +24,10 @@ from .errors import SpecError, nearest
 from .values import typed
 
 Site = Literal["data", "loss", "gradient", "update", "displacement", "between", "after"]
-Need = Literal["pretrained", "prompts", "reference_sets", "replay", "members"]
+Need = Literal["pretrained", "prompts", "general_prompts", "reference_sets", "replay", "members"]
 INPUTS: Mapping[Need, str] = {  # a need that a training gives -> the field that takes it, in `Method.given_elsewhere`
     "pretrained": "delta",
-    "prompts": "prompts",
+    "general_prompts": "prompts",
     "reference_sets": "reference_sets",
     "replay": "texts",
 }

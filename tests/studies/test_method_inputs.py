@@ -25,7 +25,7 @@ from untaxed.studies.store import Store
 class Reading(Method):
     name: ClassVar[str] = "reading"
     acts = frozenset({"loss"})
-    needs: ClassVar[frozenset[Need]] = frozenset({"replay", "prompts"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"replay", "general_prompts"})
 
 
 def written(directory: Path, name: str, *rows: Mapping[str, Any]) -> dict[str, str]:
@@ -79,12 +79,12 @@ def test_a_reference_set_has_one_form(tmp_path: Path) -> None:
 def test_what_a_method_needs_and_the_study_does_not_give_is_named_by_its_key() -> None:
     arm = ArmPlan("reading", ("reading",), [{}], (SettingPlan("", {}, (Reading(),), ()),))
     with pytest.raises(SpecError, match=r"reading needs data\.replay, which is not given"):
-        check_arms([arm], Context("dpo", 4, given=frozenset({"prompts"})))
-    check_arms([arm], Context("dpo", 4, given=frozenset({"prompts", "replay"})))
+        check_arms([arm], Context("dpo", 4, given=frozenset({"general_prompts"})))
+    check_arms([arm], Context("dpo", 4, given=frozenset({"general_prompts", "replay"})))
 
 
 def test_data_makes_other_runs_of_the_methods_that_read_it_alone() -> None:
-    identity, given = {"models": "m"}, {"prompts": "p1", "replay": "r1", "reference_sets": "s1"}
+    identity, given = {"models": "m"}, {"general_prompts": "p1", "replay": "r1", "reference_sets": "s1"}
     assert run_key({**identity, "inputs": given}, (), 0) == run_key(identity, (), 0)
     first = run_key({**identity, "inputs": given}, (Reading(),), 0)
     assert run_key({**identity, "inputs": {**given, "reference_sets": "s2"}}, (Reading(),), 0) == first
@@ -116,5 +116,5 @@ def test_such_data_may_be_added_to_a_study_and_not_changed(tmp_path: Path, monke
 
 def test_the_embedded_world_gives_everything_and_its_runs_keep_their_keys() -> None:
     bench = prepare(parse_spec({"name": "keys", "models": {"initial": "pocket"}, "methods": ["plain"]}))
-    assert bench.task.given == {"pretrained", "prompts", "reference_sets", "replay"}
+    assert bench.task.given == {"pretrained", "general_prompts", "reference_sets", "replay"}
     assert set(bench.runs) == {"dc83becdd5b8"}  # as in the committed results

@@ -25,7 +25,7 @@ Chain = tuple[Method, ...]  # methods in the order in which they act
 ALONE = ("plain", "early_stopping")  # an arm of its own, never part of a composition
 GIVEN_BY: Mapping[Need, str] = {  # what methods need -> the spec's key that gives it
     "pretrained": "models.pretrained",
-    "prompts": "data.general_prompts",
+    "general_prompts": "data.general_prompts",
     "reference_sets": "data.reference_sets",
     "replay": "data.replay",
 }

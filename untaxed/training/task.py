@@ -51,4 +51,4 @@ class Task:
     @property
     def rows(self) -> dict[Need, Any]:
         """The data for methods by the need that they meet."""
-        return {"prompts": self.general_prompts, "reference_sets": self.reference_sets, "replay": self.replay}
+        return {"general_prompts": self.general_prompts, "reference_sets": self.reference_sets, "replay": self.replay}
