@@ -27,13 +27,18 @@ def typed(where: str, hint: Any, value: Any) -> Any:
     try:
         made = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
-        message = error.errors()[0]["msg"].replace("Input should", "should").split("\n")[0]
-        raise SpecError(f"{where}: {message}, got {value!r}") from None
+        raise SpecError(f"{where}: {_ways(error)}, got {value!r}") from None
     if next(truth_values(value, made), None) is not None:
         raise SpecError(f"{where} must be a number, got {value!r}")
     if isinstance(made, float) and not math.isfinite(made):
         raise SpecError(f"{where} must be finite, got {made}")
     return made
+
+
+def _ways(error: ValidationError) -> str:
+    """What the value should be; of a field of several types, each of them: the first alone would hide the others."""
+    said = [one["msg"].replace("Input should", "should").split("\n")[0] for one in error.errors()]
+    return " or ".join(dict.fromkeys([said[0], *(one.removeprefix("should ") for one in said[1:])]))
 
 
 def truth_values(raw: Any, made: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

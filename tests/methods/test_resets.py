@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from untaxed import methods
-from untaxed.callbacks import EMA, ElasticReset, ElasticResetState, WeightAverage
-from untaxed.callbacks._cycle import Cycle
+from untaxed.callbacks import EMA, BEMAState, ElasticReset, ElasticResetState, SyncReferenceState, WeightAverage
+from untaxed.callbacks._cycle import LONGEST, Cycle
+from untaxed.callbacks._reference import counterparts
 from untaxed.errors import StoreError, Unsupported
 from untaxed.method import Context, Host, Setting
 from untaxed.optim import OnDAREAdamW, Pipeline
@@ -144,6 +145,14 @@ def test_a_resume_at_every_step_is_bit_identical(settings: dict[str, Any]) -> No
 )
 def test_when_it_resets(settings: dict[str, Any], resets: list[int]) -> None:
     assert play(ElasticReset(decay=0.5, **settings))[1] == resets
+
+
+def test_a_cycle_beyond_all_numbers_is_as_long_as_can_be() -> None:
+    cycle = Cycle(20, lengthen=1e160)
+    for _ in range(3):
+        cycle.begin()
+    assert cycle.length() == LONGEST
+    assert not cycle.due()
 
 
 def test_a_reading_leads_to_one_reset() -> None:
@@ -392,6 +401,14 @@ def test_a_bias_is_taken_out_and_a_warm_up_forgets_the_start() -> None:
     assert same(again.tensors(), corrected.tensors())
 
 
+@pytest.mark.parametrize("settings", [{"decay": 1.0}, {"half_life": 1e17}])
+def test_a_bias_that_would_be_divided_by_nothing_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="which is 0 at decay 1; take a smaller decay"):
+        EMA(**settings, bias_correction=True)
+    with pytest.raises(ValueError, match="which is 0 at decay 1; take a smaller decay"):
+        WeightAverage(two_layers(), **settings, bias_correction=True)
+
+
 def test_in_bfloat16_a_gap_of_one_ulp_closes() -> None:
     model = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
     nn.init.ones_(model.weight)
@@ -452,6 +469,27 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
     ("drift_triggered_reset", {"decay": 1.0, "forward_kl": 0.1}),
     ("ema", {"decay": 1.0}),
 ]
+
+
+@pytest.mark.parametrize("headless", [False, True])
+def test_the_reference_of_a_policy_with_a_value_head_follows_the_rest(headless: bool) -> None:
+    policy, reference = WithValueHead(), WithValueHead()
+    if headless:
+        del reference.v_head
+    head = {name: tensor.clone() for name, tensor in reference.state_dict().items() if name.startswith("v_head")}
+    sync = SyncReferenceState(policy, reference, share=1.0, sync_every=1)
+    sync.step()
+    assert torch.equal(reference.model.weight, policy.model.weight)
+    bema = BEMAState(policy, reference, update_every=1)
+    bema.step()
+    host = Host(reference=lambda: counterparts(policy, reference))
+    for exclude in ((), None):
+        rule = ElasticReset(decay=0.5, reset_every=2, reference="average", exclude=exclude)
+        rule.between(policy, host).step()
+    rule = ElasticReset(decay=0.5, reset_every=2, snapshot="reference")
+    reference.model.load_state_dict(policy.model.state_dict())
+    rule.between(policy, host).step()
+    assert all(torch.equal(reference.state_dict()[name], tensor) for name, tensor in head.items())
 
 
 @pytest.mark.parametrize(("name", "settings"), ROWS, ids=[name for name, _ in ROWS])
@@ -571,7 +609,13 @@ def test_an_optimizer_that_makes_its_state_at_once_cannot_be_cleared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("NAdam", "mu_product"), ("Adafactor", "row_var"), ("transformers' Adafactor", "exp_avg_sq_row")]
+    ("name", "what"),
+    [
+        ("NAdam", "mu_product"),
+        ("Adafactor", "row_var"),
+        ("transformers' Adafactor", "exp_avg_sq_row"),
+        ("Rprop", "prev"),  # and step sizes, which lie as the parameter does and would go to 0
+    ],
 )
 def test_what_has_no_average_is_refused(name: str, what: str) -> None:
     model = two_layers()
@@ -579,7 +623,7 @@ def test_what_has_no_average_is_refused(name: str, what: str) -> None:
     rule = ElasticReset(decay=0.5, reset_every=2, moments="averaged")
     state = rule.between(model, Host(optimizer=optimizer))
     take_step(model, optimizer, 0)
-    with pytest.raises(Unsupported, match=f"keeps '{what}' of '0.weight', which does not lie as the parameter does"):
+    with pytest.raises(Unsupported, match=f"keeps '{what}' of '0.weight', which is no moment"):
         state.step()
 
 
@@ -591,6 +635,21 @@ def test_averaged_moments_leave_the_weights_that_an_optimizer_keeps() -> None:
     state.step()
     assert any("at_merge" in one for one in optimizer.state.values())
     assert {key.rpartition("/")[2] for key in state.state_dict()["moments"]} == {"exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize("moments", ["kept", "averaged", "cleared"])
+def test_the_anchor_of_merges_outlives_resets(moments: Any) -> None:
+    model = two_layers()
+    delta = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
+    anchors = {name: parameter.detach() + 0.5 for name, parameter in model.named_parameters()}
+    pulled = {"merge_weight": 0.1, "density": 1.0, "pull": "anchor", "anchor_at": 0.5}
+    optimizer = OnDAREAdamW(model.named_parameters(), lr=0.01, delta=delta, **pulled)
+    state = ElasticReset(decay=0.5, reset_every=2, moments=moments).between(model, Host(optimizer=optimizer))
+    for step in range(6):
+        take_step(model, optimizer, step)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(optimizer.state[parameter]["anchor"], anchors[name]), step
+        state.step()
 
 
 @pytest.mark.parametrize("settings", [{"reset_average": False}, {"average_reset_every": 4}])

@@ -22,6 +22,7 @@ from untaxed.method import ALONE, Host, Method, Site
 from untaxed.studies.runs import _trainer
 from untaxed.training import Moment, Task, attach, train
 from untaxed.training.drift import with_meter
+from untaxed.training.steering import scale_lr
 from untaxed.weights import same, snapshot
 
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6"]
@@ -207,6 +208,29 @@ def test_a_lower_learning_rate_stays_lower(tiny_task: Task, tmp_path: Path, sche
         end = [group["lr"] for group in trainer.optimizer.param_groups]
     assert rates["lower_lr"] == pytest.approx([rate * (0.25 if at else 1) for at, rate in scaled(rates["warn"])])
     assert end == pytest.approx([0.25 * trainer.args.learning_rate if schedule == "constant" else 0.0] * len(end))
+
+
+@pytest.mark.parametrize("kind", ["one_cycle", "cyclic", "cosine"])
+def test_a_lower_learning_rate_holds_under_schedules_that_keep_their_rates_elsewhere(kind: str) -> None:
+    rates = {}
+    for factor in (1.0, 0.25):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        schedule: Any = {
+            "one_cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=12),
+            "cyclic": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.1, 1.0, step_size_up=3, cycle_momentum=False),
+            "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 12, eta_min=0.02),
+        }[kind](optimizer)
+        trainer: Any = SimpleNamespace(optimizer=optimizer, lr_scheduler=schedule)
+        taken = []
+        for step in range(10):
+            if step == 3:
+                scale_lr(trainer, factor)
+            taken.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        rates[factor] = taken
+    assert rates[0.25][:3] == rates[1.0][:3]
+    assert rates[0.25][3:] == pytest.approx([0.25 * rate for rate in rates[1.0][3:]])
 
 
 def scaled(rates: list[float]) -> list[tuple[bool, float]]:

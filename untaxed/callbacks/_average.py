@@ -69,8 +69,7 @@ class WeightAverage:
         exclude: Sequence[str] | None = (),
         device: str | None = None,
     ) -> None:
-        check_average(decay, half_life, update_every, warm_up, device)
-        check_flag("bias_correction", bias_correction)
+        check_average(decay, half_life, update_every, warm_up, device, bias_correction=bias_correction)
         check_patterns("exclude", exclude)
         self.decay = decay_of(decay, half_life, update_every)
         self.update_every = update_every
@@ -203,7 +202,13 @@ def decay_of(decay: float | None, half_life: float | None, update_every: int) ->
 
 
 def check_average(
-    decay: float | None, half_life: float | None, update_every: int, warm_up: int = 0, device: str | None = None
+    decay: float | None,
+    half_life: float | None,
+    update_every: int,
+    warm_up: int = 0,
+    device: str | None = None,
+    *,
+    bias_correction: bool = False,
 ) -> None:
     """Raises `ValueError` for settings of an average that are out of range."""
     if (decay is None) == (half_life is None):
@@ -218,6 +223,9 @@ def check_average(
         raise ValueError(f"warm_up must be a whole number of updates, at least 0, got {warm_up!r}")
     if device not in (None, "cpu"):
         raise ValueError(f"device must be None or 'cpu', got {device!r}")
+    check_flag("bias_correction", bias_correction)
+    if bias_correction and decay_of(decay, half_life, update_every) == 1:
+        raise ValueError("bias_correction divides by 1 - decay^updates, which is 0 at decay 1; take a smaller decay")
 
 
 def check_steps(name: str, value: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ._guards import Limits, limits
 
+LONGEST = 2.0**53  # of a cycle, in updates: longer than any training
 Readings = Callable[[], Mapping[str, float]]
 
 
@@ -49,8 +50,12 @@ class Cycle:
         if not self._skip_first and self.resets == 0:
             return self._unit
         done = self.resets - (0 if self._skip_first else 1)
+        try:
+            units = self._every * self._lengthen**done / self._unit
+        except OverflowError:
+            units = math.inf
         # rounded before it is rounded up, or 20 * 1.1 were 23
-        return self._unit * math.ceil(round(self._every * self._lengthen**done / self._unit, 9))
+        return self._unit * math.ceil(round(min(units, LONGEST), 9))
 
     def due(self) -> bool:
         """True when the next step resets."""

@@ -219,7 +219,7 @@ class ElasticResetState:
             self._waits = False
             average = self._average.tensors()
             reference = self._reference()  # looked up anew: a forward pass may have gathered a sharded one
-            overwrite({name: reference[name] for name in average}, average)
+            overwrite({name: reference[name] for name in average if name in reference}, average)  # a head has none
 
 
 def reference_of(host: Host) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..method import ALONE, Between, Host, Method, Site
 from ._average import WeightAverage, check_average
-from ._settings import check_flag, check_patterns, settings_of
+from ._settings import check_patterns, settings_of
 
 
 class EMAState:
@@ -70,8 +70,8 @@ class EMA(Method):
     exclude: tuple[str, ...] | None = ()
 
     def __post_init__(self) -> None:
-        check_average(self.decay, self.half_life, self.update_every, self.warm_up, self.device)
-        check_flag("bias_correction", self.bias_correction)
+        own = (self.decay, self.half_life, self.update_every, self.warm_up, self.device)
+        check_average(*own, bias_correction=self.bias_correction)
         check_patterns("exclude", self.exclude)
 
     def settings(self) -> dict[str, Any]:

@@ -15,7 +15,11 @@ from ._followed import followed
 
 MomentsRule = Literal["kept", "cleared", "averaged"]
 RULES = get_args(MomentsRule)
-NO_MOMENTS = ("step", "at_merge", "master")  # a count, and weights that our own optimizers keep
+NO_MOMENTS = ("step", "at_merge", "master", "anchor")  # a count, and weights that our own optimizers keep
+AVERAGED = frozenset({  # what torch's optimizers and their kin call moments; what else lies as they do may be anything
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta",
+})  # fmt: skip
+ANCHOR = "anchor"  # that an optimizer's merges pull to: it belongs to initial and outlives every reset
 
 
 class Moments:
@@ -62,7 +66,9 @@ class Moments:
         """
         if self._decay is None:
             for parameter in self._parameters().values():
-                self._optimizer.state.pop(parameter, None)
+                gone = self._optimizer.state.pop(parameter, {})
+                if ANCHOR in gone:
+                    self._optimizer.state[parameter] = {ANCHOR: gone[ANCHOR]}
             return
         for key, moment in self._present().items():
             if key in self.averages:
@@ -100,10 +106,10 @@ class Moments:
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 if key in NO_MOMENTS or value is None:
                     continue
-                if not _lies_as(parameter, value):
+                if key not in AVERAGED or not _lies_as(parameter, value):
                     raise Unsupported(
-                        f"{type(self._optimizer).__name__} keeps {key!r} of {name!r}, which does not lie as the "
-                        "parameter does and has no average; take moments 'kept' or 'cleared'"
+                        f"{type(self._optimizer).__name__} keeps {key!r} of {name!r}, which is no moment of the "
+                        "parameter's shape and has no average; take moments 'kept' or 'cleared'"
                     )
                 found[f"{name}/{key}"] = local(value)
         return found

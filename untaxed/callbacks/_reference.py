@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..method import Host, Weights
 from ..weights import check_same, local, reshard
+from ._followed import followed
 
 Source = nn.Module | Callable[[], Mapping[str, Tensor]]
 
 
 def counterparts(policy: nn.Module, reference: nn.Module) -> dict[str, Tensor]:
-    """The local part of a reference model's tensors that answer to the policy's trainable ones.
+    """The local part of a reference model's tensors that answer to the policy's trainable ones, a value head apart.
 
     Raises:
         Unsupported: A tensor is missing there, lies otherwise, is tied in one of the two alone, or is the policy's own.
@@ -23,9 +24,9 @@ def counterparts(policy: nn.Module, reference: nn.Module) -> dict[str, Tensor]:
     reshard(policy)
     reshard(reference)
     theirs = dict(reference.named_parameters())
-    found = {}
+    found, names = {}, followed(policy).keys()
     for name, parameter in policy.named_parameters():
-        if parameter.requires_grad:
+        if name in names:
             if name not in theirs or local(theirs[name]).shape != local(parameter).shape:
                 raise Unsupported(f"the reference model has no tensor that lies as the policy's {name!r} does")
             if theirs[name] is parameter:

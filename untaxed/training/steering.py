@@ -40,15 +40,17 @@ def _own_line_kept(trainer: Any) -> Iterator[None]:
 def scale_lr(trainer: Trainer, factor: float) -> None:
     """Multiplies the learning rate of every group, now and in what its schedule computes from here on."""
     for group in trainer.optimizer.param_groups:  # type: ignore[union-attr]
-        for key in {"lr", "initial_lr"} & group.keys():
+        for key in {"lr", "initial_lr", "max_lr", "min_lr"} & group.keys():  # the last two are OneCycleLR's
             if isinstance(group[key], torch.Tensor):
                 group[key].mul_(factor)  # in place: a captured graph reads it
             else:
                 group[key] *= factor
     for schedule in _schedules(trainer.lr_scheduler):
-        for name in ("base_lrs", "_last_lr"):
+        for name in ("base_lrs", "max_lrs", "_last_lr"):
             if (rates := getattr(schedule, name, None)) is not None:
                 setattr(schedule, name, [rate * factor for rate in rates])
+        if (least := getattr(schedule, "eta_min", None)) is not None:  # where a cosine ends
+            schedule.eta_min = least * factor
 
 
 def _schedules(schedule: Any) -> Iterator[Any]:
