@@ -9,13 +9,15 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import DataError
-from .batching import Scored
-from .encoding import Remembered, encode_answers
+from .batching import Batch, Scored
+from .encoding import Remembered, encode, encode_answers
 from .forward import log_probs, totals
+from .sampling import sample
 from .subject import Subject
-from .suite import Measure, Scores, Split
+from .suite import Measure, Sampling, Scores, Shown, Split
 
 Normalise = Literal["bytes", "tokens"]
+MORE = 8  # tokens beyond the longest answer that are shown of what a model writes
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,29 @@ def exact_match(name: str, items: Mapping[Split, Sequence[Item]], *, eos: bool =
     memory = Remembered()
 
     def score(subject: Subject, split: Split) -> Scores:
-        def encode(tokenizer: Any) -> list[Scored]:
+        def encoded(tokenizer: Any) -> list[Scored]:
             questions = [(item.prompt, (item.answer,)) for item in items[split]]
             return [one for (one,) in encode_answers(tokenizer, questions, eos=eos, where=f"{name} {split} item")]
 
         right = np.ones(len(items[split]))
-        for batch in subject.remembered(memory, split, encode):
+        for batch in subject.remembered(memory, split, encoded):
             wrong = subject.logits(batch).argmax(-1).cpu() != batch.targets
             right[batch.owners[wrong].numpy()] = 0.0
         return right[:, None]
 
+    def show(subject: Subject, split: Split, places: Sequence[int]) -> list[Shown]:
+        chosen = [items[split][place] for place in places]
+        return [Shown(item.prompt, item.answer, text) for item, text in zip(chosen, _written(subject, chosen))]
+
     _check_items(name, items)
-    return Measure("abilities", name, "mean", score, chance=chance)
+    return Measure("abilities", name, "mean", score, chance=chance, show=show)
+
+
+def _written(subject: Subject, items: Sequence[Item]) -> Sequence[str]:
+    """What the model writes greedily after each prompt, a little longer than the longest answer."""
+    lengths = [len(ids) for ids in encode(subject.tokenizer, [item.answer for item in items])]
+    longest = max(lengths, default=0) + MORE
+    return sample(subject.model, subject.tokenizer, [item.prompt for item in items], Sampling(longest, 0.0)).texts
 
 
 def multiple_choice(
@@ -87,28 +100,36 @@ def multiple_choice(
     """
     memory = Remembered()
 
-    def score(subject: Subject, split: Split) -> Scores:
-        every = items[split]
+    def encoded(tokenizer: Any, every: Sequence[Choice], split: Split) -> list[Scored]:
+        questions = [(item.prompt, item.choices) for item in every]
+        groups = encode_answers(tokenizer, questions, eos=False, where=f"{name} {split} item")
+        return [choice for group in groups for choice in group]
 
-        def encode(tokenizer: Any) -> list[Scored]:
-            questions = [(item.prompt, item.choices) for item in every]
-            groups = encode_answers(tokenizer, questions, eos=False, where=f"{name} {split} item")
-            return [choice for group in groups for choice in group]
-
+    def likelihoods(subject: Subject, every: Sequence[Choice], batches: Sequence[Batch]) -> list[np.ndarray]:
         texts = [choice for item in every for choice in item.choices]
         sums = np.zeros((len(texts), 2))
-        for batch in subject.remembered(memory, split, encode):
+        for batch in batches:
             sums += totals(log_probs(subject.logits(batch), batch.targets), batch.owners, len(texts))
         total = sums[:, 0] / _lengths(texts, sums[:, 1], normalise)
-        ends = np.cumsum([len(item.choices) for item in every])
-        rows = np.split(total, ends[:-1])
+        return np.split(total, np.cumsum([len(item.choices) for item in every])[:-1])
+
+    def score(subject: Subject, split: Split) -> Scores:
+        every = items[split]
+        batches = subject.remembered(memory, split, lambda tokenizer: encoded(tokenizer, every, split))
+        rows = likelihoods(subject, every, batches)
         return np.array([[_share(row, item.answer)] for row, item in zip(rows, every, strict=True)])
+
+    def show(subject: Subject, split: Split, places: Sequence[int]) -> list[Shown]:
+        chosen = [items[split][place] for place in places]
+        rows = likelihoods(subject, chosen, subject.batches(encoded(subject.tokenizer, chosen, split)))
+        best = (item.choices[int(row.argmax())] for row, item in zip(rows, chosen, strict=True))
+        return [Shown(item.prompt, item.choices[item.answer], text) for item, text in zip(chosen, best, strict=True)]
 
     _check_items(name, items)
     _check_choices(name, items)
     if chance is None:
         chance = float(np.mean([1 / len(item.choices) for split in items.values() for item in split]))
-    return Measure("abilities", name, "mean", score, chance=chance)
+    return Measure("abilities", name, "mean", score, chance=chance, show=show)
 
 
 def _lengths(texts: Sequence[str], tokens: np.ndarray, normalise: Normalise | None) -> np.ndarray:

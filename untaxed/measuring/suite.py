@@ -20,6 +20,15 @@ SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True)
+class Shown:
+    """One item for readers: what was asked, what was expected, and what the model answers."""
+
+    prompt: str
+    expected: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Measure:
     """One number about a model, kept as sufficient statistics of every item.
 
@@ -30,6 +39,8 @@ class Measure:
         score: Maps a subject and a split to the (items, k) array.
         chance: What guessing gets; abilities only.
         unit: What the number counts, for readers ("share right", "nats a token").
+        show: Maps a subject, a split and places of items to these items with the model's answers; None: items of this
+            measure have none.
     """
 
     group: Group
@@ -38,6 +49,7 @@ class Measure:
     score: Callable[[Subject, Split], Scores]
     chance: float = 0.0
     unit: str = "share right"
+    show: Callable[[Subject, Split, Sequence[int]], list[Shown]] | None = None
 
     @property
     def key(self) -> str:

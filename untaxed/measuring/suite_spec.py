@@ -212,7 +212,9 @@ def build_suite(
         ),
         select=tuple(one.name for one in select),
         report=tuple(one.name for one in report),
-        prompts={split: _some(prompts[split], spec.samples, split) for split in SPLITS},
+        prompts={
+            split: _some(prompts[split], spec.samples, split) if any(prompts.values()) else () for split in SPLITS
+        },
         sampling=Sampling(spec.max_new_tokens, spec.temperature, spec.batch_size, spec.seed),
     )
 
