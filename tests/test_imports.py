@@ -40,6 +40,7 @@ LAYERS = [
     "training",
     "pocket",
     "studies",
+    "comparison",
     "reporting",
     "cli",
     "__main__",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .callbacks import SyncReferenceState as SyncReferenceState
     from .callbacks import WARPAnchor as WARPAnchor
     from .callbacks import WeightAverage as WeightAverage
+    from .comparison import measure as measure
     from .merging import average as average
     from .merging import merge as merge
     from .optim import MoFO as MoFO
@@ -69,6 +70,7 @@ _HOMES = {
     "attach": ".training",
     "average": ".merging",
     "load_results": ".studies",
+    "measure": ".comparison",
     "merge": ".merging",
     "run_study": ".studies",
     "sft_delta": ".optim",

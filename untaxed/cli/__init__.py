@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from . import align, demo, doctor, merge, methods, pocket, report, study
+from . import align, demo, doctor, measure, merge, methods, pocket, report, study
 
 app = typer.Typer(
     name="untaxed",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("demo")(demo.command)
 app.command("study")(study.command)
 app.command("align")(align.command)
+app.command("measure")(measure.command)
 app.command("merge")(merge.command)
 app.command("report")(report.command)
 app.command("methods")(methods.command)

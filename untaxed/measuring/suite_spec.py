@@ -27,7 +27,7 @@ from .abilities import Choice, Item, exact_match, multiple_choice
 from .drift import entropy, forward_kl, length, perplexity, reverse_kl
 from .reward_sources import TextClassifier, Vader, imported, source_file
 from .rewards import reward
-from .suite import SPLITS, Measure, Reward, Sampling, Split, Suite
+from .suite import Measure, Reward, Sampling, Split, Suite
 from .suite_items import AbilitySpec, field_of, items_of, located, rows_by_split
 
 DRIFT: Mapping[str, Callable[[], Measure]] = {
@@ -195,7 +195,7 @@ def build_suite(
 
     Args:
         spec: What is measured.
-        prompts: What rewards and drift sample from, by split.
+        prompts: What rewards and drift sample from, by split; empty where nothing is sampled.
         rewards: From `build_rewards`.
         directory: Where the spec stands: relative paths of rows start there.
     Raises:
@@ -212,9 +212,7 @@ def build_suite(
         ),
         select=tuple(one.name for one in select),
         report=tuple(one.name for one in report),
-        prompts={
-            split: _some(prompts[split], spec.samples, split) if any(prompts.values()) else () for split in SPLITS
-        },
+        prompts={split: _some(rows, spec.samples, split) for split, rows in prompts.items()},
         sampling=Sampling(spec.max_new_tokens, spec.temperature, spec.batch_size, spec.seed),
     )
 

@@ -12,18 +12,18 @@ def markdown(summary: Summary) -> str:
     """Verdict, caveats, the table of arms with its notes, and the abilities that were left out."""
     table = arms_table(summary)
     head = ["arm", *(column.title for column in table.columns)]
-    rows = [[_escaped(entry["arm"]), *map(_cell, cells)] for entry, cells in table.rows]
+    rows = [[escaped(entry["arm"]), *map(_cell, cells)] for entry, cells in table.rows]
     lines = [
-        *([f"Unfinished: {_escaped(summary['unfinished'])}.", ""] if summary.get("unfinished") else []),
-        f"**{_escaped(summary['verdict'])}**",
+        *([f"Unfinished: {escaped(summary['unfinished'])}.", ""] if summary.get("unfinished") else []),
+        f"**{escaped(summary['verdict'])}**",
         "",
-        *(f"- {_escaped(line)}" for line in summary["caveats"]),
+        *(f"- {escaped(line)}" for line in summary["caveats"]),
         "",
-        _row(head),
-        _row(["---", *("--:" for _ in table.columns)]),
-        *map(_row, rows),
+        row(head),
+        row(["---", *("--:" for _ in table.columns)]),
+        *map(row, rows),
         "",
-        *(f"{number}. {_escaped(reason)}" for number, reason in enumerate(table.notes, start=1)),
+        *(f"{number}. {escaped(reason)}" for number, reason in enumerate(table.notes, start=1)),
         *(["", _left_out(summary)] if summary["left_out"] else []),
         "",
         "Chosen on validation, read on test; 95 % intervals"
@@ -32,7 +32,7 @@ def markdown(summary: Summary) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(cells: list[str]) -> str:
+def row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
@@ -42,12 +42,10 @@ def _cell(cell: Cell) -> str:
 
 
 def _left_out(summary: Summary) -> str:
-    return "Left out: " + "; ".join(
-        f"{_escaped(out['ability'])} ({_escaped(out['why'])})" for out in summary["left_out"]
-    )
+    return "Left out: " + "; ".join(f"{escaped(out['ability'])} ({escaped(out['why'])})" for out in summary["left_out"])
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text of others as text: no tags, no links, no table borders, no line breaks."""
     text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

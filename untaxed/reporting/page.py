@@ -60,7 +60,7 @@ def html(directory: str | Path, summary: Summary | None = None) -> str:
     files = read_study(directory)
     if summary is not None:
         files = replace(files, summary=dict(summary))
-    return _template("report.html").render(**_content(files), **_of_summary(files))
+    return template("report.html").render(**_content(files), **_of_summary(files))
 
 
 def frontier_svg(summary: Summary) -> str | None:
@@ -72,10 +72,11 @@ def frontier_svg(summary: Summary) -> str | None:
     width, height = FRONTIER_SIZES["wide"]
     plot = frontier_plot(summary, width=width, height=height)
     legend, rows = legend_places(arm_looks(summary), width)
-    return None if plot is None else _template("frontier.svg").render(plot=plot, legend=legend, top=rows * 22 + 14)
+    return None if plot is None else template("frontier.svg").render(plot=plot, legend=legend, top=rows * 22 + 14)
 
 
-def _template(name: str) -> Any:
+def template(name: str) -> Any:
+    """A template of ours, with everything escaped that it is given."""
     jinja = require("jinja2", extra="report")
     environment = jinja.Environment(
         loader=jinja.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -90,7 +91,12 @@ def _template(name: str) -> Any:
 def write_html(directory: str | Path, file: str | Path | None = None, summary: Summary | None = None) -> Path:
     """Writes the page to `file`, or to ``report.html`` in the directory, whole or not at all."""
     target = Path(directory) / "report.html" if file is None else Path(file)
-    content = html(directory, summary).encode("utf-8", errors="replace")
+    return write_whole(target, html(directory, summary))
+
+
+def write_whole(target: Path, page: str) -> Path:
+    """Writes a page so that the old one or the new one is there, whole."""
+    content = page.encode("utf-8", errors="replace")
     if target.is_dir():
         raise StoreError(f"{target} is a folder; name a file for the page")
     try:

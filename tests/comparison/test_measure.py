@@ -1,0 +1,215 @@
+"""Models against the one before alignment: numbers, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import untaxed
+from untaxed import measuring
+from untaxed.cli import app
+from untaxed.comparison import measure
+from untaxed.errors import CheckpointError, SpecError
+from untaxed.reporting import measured, measured_page
+from untaxed.studies.store import read_scores
+
+
+@pytest.fixture(scope="module")
+def found(models: Path, suite: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Two models measured into a directory; not to be written to."""
+    out = tmp_path_factory.mktemp("out") / "measured"
+    return dict(measure([models / "near", models / "far"], models / "initial", suite, out).summary), out
+
+
+def scores(out: Path, key: str, content: str, split: str) -> np.ndarray:
+    for file in (out / "scores").glob("scores-*.json"):
+        about = json.loads(file.read_text())
+        if about["measure"] == key and about["model"] == content:
+            return read_scores(file.with_suffix(".npz"))[split]
+    raise AssertionError(key)
+
+
+def test_a_loss_is_the_mean_difference_of_items(found: Any) -> None:
+    summary, out = found
+    far = summary["models"][1]
+    ours = scores(out, "abilities.written", far["content"], "test")[:, 0]
+    theirs = scores(out, "abilities.written", summary["initial"]["content"], "test")[:, 0]
+    ability = far["abilities"]["written"]
+    assert ability["loss"]["mean"] == pytest.approx(theirs.mean() - ours.mean())
+    assert ability["lost"] == (theirs > ours).sum() > 0
+    assert ability["won"] == (ours > theirs).sum()
+    assert ability["items"] == len(ours)
+    assert ability["kept"]["mean"] == pytest.approx(ours.mean() / theirs.mean())
+    # the standard error of a mean of paired differences is that of the bootstrap, to the noise of 1,000 resamples
+    half = 1.96 * (theirs - ours).std() / np.sqrt(len(ours))
+    assert (ability["loss"]["high"] - ability["loss"]["low"]) / 2 == pytest.approx(half, rel=0.15)
+
+
+def test_the_tax_is_that_of_the_abilities_that_count(found: Any) -> None:
+    far = found[0]["models"][1]
+    out = {left["ability"] for left in found[0]["left_out"]}
+    kept = [one["kept"]["mean"] for name, one in far["abilities"].items() if name not in out]
+    assert far["tax"]["select"]["mean"] == pytest.approx(1 - np.mean(kept))
+    assert far["tax"]["report"] == {
+        "mean": None, "low": None, "high": None, "n": 0, "why": "no ability of this group counts",
+    }  # fmt: skip
+
+
+def test_adjusted_p_is_benjamini_and_hochbergs(found: Any) -> None:
+    from scipy.stats import false_discovery_control
+
+    for entry in found[0]["models"]:
+        abilities = list(entry["abilities"].values())
+        wanted = false_discovery_control([one["p"] for one in abilities])
+        assert [one["q"] for one in abilities] == pytest.approx(list(wanted))
+
+
+def test_a_model_against_itself_has_lost_nothing(models: Path, suite: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.symlink_to(models / "initial")
+    [entry] = measure([copy], models / "near", suite, tmp_path / "a").summary["models"]
+    assert entry["abilities"]["written"]["won"] > 0
+    [entry] = measure([copy], models / "initial", suite, tmp_path / "b").summary["models"]
+    assert entry["drift"]["forward_kl"]["value"]["mean"] == 0
+    for one in entry["abilities"].values():
+        assert one["loss"]["mean"] == one["lost"] == one["won"] == 0
+        assert one["q"] == 1
+    assert entry["tax"]["select"]["mean"] == 0
+
+
+def test_of_one_model_all_items_count_and_of_several_those_of_test(found: Any, models: Path, suite: Path) -> None:
+    summary, out = found
+    alone = measure([models / "far"], models / "initial", suite, out).summary
+    assert (alone["items"], summary["items"]) == ("all", "test")
+    assert alone["models"][0]["abilities"]["written"]["items"] > summary["models"][1]["abilities"]["written"]["items"]
+
+
+def test_what_was_measured_is_not_measured_again(
+    found: Any, models: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary, out = found
+    moved = tmp_path / "renamed"
+    moved.symlink_to(models / "far")
+    asked: list[list[str]] = []
+    inner = measuring.measure
+    monkeypatch.setattr(
+        measuring, "measure", lambda subject, split, names: asked.append(names) or inner(subject, split, names)
+    )
+    again = measure([models / "near", moved], models / "initial", suite, out).summary
+    assert asked == []
+    assert again["models"][1]["abilities"] == summary["models"][1]["abilities"]
+    changed = tmp_path / "suite"
+    changed.mkdir()
+    for file in suite.parent.iterdir():
+        (changed / file.name).write_text(file.read_text())
+    lines = (changed / "choices.jsonl").read_text().splitlines()
+    (changed / "choices.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    measure([moved], models / "initial", changed / "suite.yaml", out)
+    assert {name for names in asked for name in names} == {"abilities.choices"}
+
+
+def test_another_tokenizer_is_measured_but_for_the_kl(models: Path, suite: Path, tmp_path: Path) -> None:
+    [entry] = measure([models / "other"], models / "initial", suite, tmp_path).summary["models"]
+    assert "its tokenizer is not initial's" in entry["drift"]["forward_kl"]["why"]
+    assert entry["drift"]["texts"]["change"]["mean"] is not None
+    assert entry["abilities"]["written"]["loss"]["mean"] is not None
+
+
+def test_the_front_is_chosen_on_validation(found: Any) -> None:
+    summary, _ = found
+    assert set(summary["front"]) <= {"near", "far"}
+    assert summary["front"]
+    assert summary["verdict"].startswith(f"{summary['front'][0]} has the most reward: proxy reward ")
+
+
+def test_items_show_both_answers(found: Any) -> None:
+    far = found[0]["models"][1]
+    lost = far["items"]["written"]["lost"]
+    assert 0 < len(lost) <= 10
+    for item in lost:
+        count = len(item["expected"].split())
+        assert item["initial"].split()[:count] == item["expected"].split()
+        assert item["model"].split()[:count] != item["expected"].split()
+
+
+def test_markdown_csv_and_page_hold_the_numbers(found: Any) -> None:
+    summary, _ = found
+    table = list(csv.DictReader(io.StringIO(measured.as_csv(summary))))
+    row = next(row for row in table if (row["model"], row["measure"]) == ("far", "written"))
+    ability = summary["models"][1]["abilities"]["written"]
+    assert float(row["change"]) == -ability["loss"]["mean"]
+    assert int(row["lost"]) == ability["lost"]
+    assert f"{ability['lost']} lost, {ability['won']} won of {ability['items']}" in measured.markdown(summary)
+    page = measured_page.html(summary)
+    assert "far" in page
+    assert "<script" not in page
+
+
+def test_names_and_items_are_text(found: Any) -> None:
+    summary = json.loads(json.dumps(found[0]))
+    evil = "=cmd()<script>alert(1)</script>|`x`"
+    summary["models"][0]["name"] = evil
+    summary["models"][1]["items"]["written"]["lost"][0]["prompt"] = "<img src=x onerror=alert(1)>"
+    page = measured_page.html(summary)
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert "<script>" not in measured.markdown(summary)
+    assert measured.as_csv(summary).splitlines()[1].startswith("'=cmd()")
+
+
+def test_the_package_names_it() -> None:
+    assert untaxed.measure is measure
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, [str(argument) for argument in ("measure", *arguments)])
+    return done.exit_code, " ".join(done.output.split())
+
+
+def test_the_command_prints_and_writes(models: Path, suite: Path, tmp_path: Path) -> None:
+    code, text = run(models / "far", "--initial", models / "initial", "--suite", suite, "--out", tmp_path / "out")
+    assert code == 0
+    assert "far: proxy reward" in text
+    assert (tmp_path / "out" / "report.html").exists()
+    assert json.loads((tmp_path / "out" / "measure.json").read_text())["models"][0]["name"] == "far"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("abilities=null", "abilities"),
+        ("dirft=[]", "unknown key 'dirft'; did you mean 'drift'"),
+        ("prompts.path=nowhere.jsonl", "nowhere.jsonl: no such file"),
+    ],
+)
+def test_a_wrong_suite_is_one_line(models: Path, suite: Path, tmp_path: Path, change: str, message: str) -> None:
+    code, text = run(models / "far", "--initial", models / "initial", "--suite", suite, "--set", change)
+    assert code == 2
+    assert text.startswith("error: ")
+    assert message in text
+
+
+def test_what_is_sampled_needs_prompts(suite: Path, models: Path, tmp_path: Path) -> None:
+    file = tmp_path / "suite.yaml"
+    file.write_text("reward: tiny:reward\n")
+    with pytest.raises(SpecError, match="`prompts` is required: the reward is measured on what models write"):
+        measure([models / "far"], models / "initial", file)
+    file.write_text("drift: []\n")
+    with pytest.raises(SpecError, match="nothing is measured"):
+        measure([models / "far"], models / "initial", file)
+
+
+def test_models_that_cannot_be_measured_are_named(suite: Path, models: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        measure([tmp_path / "none"], models / "initial", suite)
+    with pytest.raises(SpecError, match="far is given 2 times; name every model once"):
+        measure([models / "far", models / "far"], models / "initial", suite)
+    with pytest.raises(SpecError, match="name at least one model"):
+        measure([], models / "initial", suite)

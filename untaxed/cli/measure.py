@@ -1,0 +1,55 @@
+"""``untaxed measure``: what alignment cost, on models that anybody trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .outcome import one_line_errors, print_json
+
+
+@one_line_errors
+def command(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Models after alignment: folders or hub ids.")
+    ],
+    initial: Annotated[str, typer.Option(help="The model that alignment started from; pocket: the embedded one.")],
+    suite: Annotated[str, typer.Option(help="What is measured, a YAML file; pocket: the embedded world's.")],
+    out: Annotated[
+        Path | None, typer.Option(help="A directory for numbers, scores and the page; else only the cache is used.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the suite.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Measure models against the one before alignment: reward won, abilities lost, drift, each with its interval.
+
+    What was measured once is not measured again, whatever the folder of a model is called.
+
+    Example: untaxed measure aligned-100 aligned-200 --initial start --suite suite.yaml --out measured
+    """
+    from rich.console import Console
+
+    from .. import comparison
+    from ..errors import SpecError
+    from ..reporting import measured, measured_page
+
+    if as_json + as_markdown + as_csv > 1:
+        raise SpecError("--json, --markdown and --csv exclude each other")
+    loaded = comparison.load_suite(suite, set_ or [])
+    found = comparison.measure(models, initial, loaded, out, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        print_json(found.summary)
+    elif as_markdown:
+        typer.echo(measured.markdown(found.summary), nl=False)
+    elif as_csv:
+        typer.echo(measured.as_csv(found.summary), nl=False)
+    else:
+        measured.terminal(found.summary, Console())
+    if found.directory is not None:
+        typer.echo(f"report: {measured_page.write(found.directory, found.summary)}", err=True)

@@ -1,0 +1,207 @@
+"""`measure`: models against the one that alignment started from, one call, everything kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import measuring
+from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer
+from ..errors import SpecError
+from ..measuring import Subject
+from ..measuring.suite import SPLITS, Measure, Split
+from ..studies.cache import default_cache
+from ..studies.recipes import named_model
+from ..studies.record import host, versions
+from ..studies.sources import POCKET
+from ..studies.store import VERSION, write_json
+from .examples import examples
+from .numbers import Scored, left_out, numbers, on_validation
+from .scores import BOTH, Kept, Splits
+from .suite_file import Loaded, load_suite
+from .verdict import verdict
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured.
+
+    Attributes:
+        summary: The numbers, as ``measure.json`` holds them.
+        directory: Where they lie; None: nothing but the scores was written, in the cache.
+    """
+
+    summary: Mapping[str, Any]
+    directory: Path | None
+
+
+@dataclass
+class _Model:
+    """A model under measurement, loaded when something of it has to be measured."""
+
+    name: str
+    path: Path
+    digest: str
+    tokenizer: Any
+    subject: Subject | None = None
+
+
+def measure(
+    models: Sequence[str | Path],
+    initial: str | Path,
+    suite: str | Path | Loaded = POCKET,
+    out: str | Path | None = None,
+    *,
+    say: Say = lambda _: None,
+) -> Comparison:
+    """Measures models after alignment against the one before.
+
+    Args:
+        models: Directories or hub ids; ``pocket`` is the embedded model.
+        initial: What alignment started from.
+        suite: A suite file, or what `load_suite` returned.
+        out: A directory for ``measure.json`` and the scores; None: scores are kept in the cache alone.
+        say: Takes a few words on what is being done.
+    Raises:
+        UsageError: A model, the suite or its rows cannot be used; nothing was measured.
+        RunFailed: A model's scores are not finite.
+    """
+    loaded = suite if isinstance(suite, Loaded) else load_suite(suite)
+    say("checking models")
+    start, others = _opened(initial, "initial"), [_opened(path, None) for path in models]
+    _name(others)
+    directory = default_cache() / "measured" if out is None else Path(out).absolute()
+    # of one model nothing is chosen, so all items count
+    splits: tuple[Split, ...] = SPLITS if len(others) == 1 else ("test",)
+    first = _scored(start, start, loaded, directory, say)
+    entries, chosen = [], {}
+    for model in others:
+        scored = _scored(model, start, loaded, directory, say)
+        told = {"name": model.name, "path": str(model.path), "content": model.digest}
+        shown = _items(model, start, loaded, directory, first, scored, splits, say)
+        entries.append({**told, **numbers(loaded.suite, first, scored, splits), "items": shown})
+        chosen[model.name] = on_validation(loaded.suite, first, scored)
+        model.subject = None  # its memory is the next one's
+    out_of_it = left_out(loaded.suite, first, splits)
+    summary = {**_summary(loaded, start, entries, out_of_it), **verdict(entries, chosen)}
+    if out is not None:
+        write_json(directory / "measure.json", summary)
+    return Comparison(summary, None if out is None else directory)
+
+
+def _opened(path: str | Path, name: str | None) -> _Model:
+    from .. import pocket
+
+    where = pocket.initial_path() if str(path) == POCKET else named_model(str(path))
+    check_model_dir(where)
+    return _Model(name or str(path).rstrip("/"), where, fingerprint(where), load_tokenizer(where))
+
+
+def _name(models: Iterable[_Model]) -> None:
+    """Short names where they differ, whole paths where they do not."""
+    given = list(models)
+    if not given:
+        raise SpecError("name at least one model to measure")
+    for path, count in Counter(model.path.resolve() for model in given).items():
+        if count > 1:
+            raise SpecError(f"{path} is given {count} times; name every model once")
+    short = Counter(Path(model.name).name for model in given)
+    for model in given:
+        if short[Path(model.name).name] == 1:
+            model.name = Path(model.name).name
+
+
+def _scored(model: _Model, start: _Model, loaded: Loaded, directory: Path, say: Say) -> Scored:
+    kept = Kept(directory, model=model.digest, initial=start.digest, contents=loaded.contents)
+    scores: dict[str, Splits] = {}
+    why: dict[str, str] = {}
+    alike = _same_tokens(model.tokenizer, start.tokenizer)
+    for one in loaded.suite.measures:
+        looks_at_both = one.group == "drift" and one.name in BOTH
+        if looks_at_both and model is start:
+            continue  # 0 of itself
+        if looks_at_both and not alike:
+            why[one.key] = "its tokenizer is not initial's, so that probabilities of tokens cannot be compared"
+            continue
+
+        def compute(one: Measure = one) -> Splits:
+            say(f"{model.name}: {one.name}")
+            subject = _subject(model, start if alike else model, loaded)
+            return {split: measuring.measure(subject, split, [one.key]).scores[one.key] for split in SPLITS}
+
+        scores[one.key] = kept.scores(one, compute)
+    return Scored(scores, why)
+
+
+def _same_tokens(first: Any, second: Any) -> bool:
+    return first is second or bool(first.get_vocab() == second.get_vocab())
+
+
+def _subject(model: _Model, start: _Model, loaded: Loaded) -> Subject:
+    if model.subject is None:
+        weights: Any = load_model(model.path)
+        weights.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        initial = None if model is start else _subject(start, start, loaded)
+        # one tokenizer object for all that share it: encoded items are remembered with it
+        tokenizer = model.tokenizer if initial is None else start.tokenizer
+        model.subject = Subject(weights, tokenizer, loaded.suite, initial=initial)
+    return model.subject
+
+
+def _items(
+    model: _Model,
+    start: _Model,
+    loaded: Loaded,
+    directory: Path,
+    first: Scored,
+    scored: Scored,
+    splits: Sequence[Split],
+    say: Say,
+) -> dict[str, Any]:
+    """By ability, items that were lost and won."""
+    kept = Kept(directory, model=model.digest, initial=start.digest, contents=loaded.contents)
+
+    def subjects() -> tuple[Subject, Subject]:
+        alike = _same_tokens(model.tokenizer, start.tokenizer)
+        return _subject(start, start, loaded), _subject(model, start if alike else model, loaded)
+
+    found = {}
+    for one in loaded.suite.group("abilities"):
+        ours, theirs = scored.scores[one.key], first.scores[one.key]
+
+        def compute(one: Measure = one, ours: Splits = ours, theirs: Splits = theirs) -> dict[str, Any]:
+            say(f"{model.name}: items of {one.name}")
+            return examples(one, theirs, ours, splits, subjects)
+
+        if shown := kept.items(one, splits, compute):
+            found[one.name] = shown
+    return found
+
+
+def _summary(
+    loaded: Loaded, start: _Model, entries: Sequence[Mapping[str, Any]], out: Mapping[str, str]
+) -> dict[str, Any]:
+    suite = loaded.suite
+    return {
+        "version": VERSION,
+        "initial": {"name": start.name, "path": str(start.path), "content": start.digest},
+        "models": list(entries),
+        "items": "all" if len(entries) == 1 else "test",
+        "measures": [
+            {"group": one.group, "name": one.name, "statistic": one.statistic, "chance": one.chance, "unit": one.unit}
+            for one in suite.measures
+        ],
+        "select": list(suite.select),
+        "report": list(suite.report),
+        "left_out": [{"ability": ability, "why": why} for ability, why in out.items()],
+        "suite": loaded.described,
+        "versions": versions(),
+        "host": host(),
+    }

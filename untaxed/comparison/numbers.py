@@ -1,0 +1,177 @@
+"""What alignment cost one model: every measure against the initial model's, item by item, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from ..frontier import retention
+from ..frontier.points import CLEAR
+from ..measuring.statistics import Array, Interval, draws, item_weights, undefined
+from ..measuring.suite import Measure, Suite
+from .scores import Splits
+
+HALF = NormalDist().inv_cdf(0.975)
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model's scores, by measure; a measure that cannot be taken of it has a reason instead."""
+
+    scores: Mapping[str, Splits]
+    why: Mapping[str, str]
+
+
+def numbers(suite: Suite, initial: Scored, model: Scored, splits: Sequence[str]) -> dict[str, Any]:
+    """Every measure of a model beside the initial model's, and the tax.
+
+    Args:
+        splits: Which items: those of test, or all of them where nothing was chosen on validation.
+    Returns:
+        ``reward``, ``drift`` -> name -> ``{"value", "initial", "change", "p"}``; ``abilities`` -> name ->
+        ``{"value", "initial", "loss", "kept", "p", "q", "lost", "won", "items"}``; ``tax`` -> ``select``, ``report``.
+        ``loss`` is initial minus model, ``q`` is ``p`` adjusted for the number of abilities (Benjamini-Hochberg).
+    """
+    found: dict[str, Any] = {"reward": {}, "abilities": {}, "drift": {}}
+    out = left_out(suite, initial, splits)
+    for one in suite.measures:
+        if why := model.why.get(one.key):
+            found[one.group][one.name] = {"value": undefined(why).json(), "why": why}
+            continue
+        ours, theirs = (_pooled(each.scores.get(one.key), splits) for each in (model, initial))
+        if one.group == "abilities":
+            found["abilities"][one.name] = _ability(one, ours, theirs, out.get(one.name))
+        else:
+            found[one.group][one.name] = _other(one, ours, theirs)
+    _adjust(list(found["abilities"].values()))
+    groups = {"select": suite.select, "report": suite.report}
+    found["tax"] = {
+        name: _tax(suite, [k for k in keys if k not in out], initial, model, splits).json()
+        for name, keys in groups.items()
+    }
+    return found
+
+
+def on_validation(suite: Suite, initial: Scored, model: Scored) -> dict[str, float | None]:
+    """Reward and tax on validation: what a choice among models goes by."""
+    found = numbers(suite, initial, model, ["validation"])
+    rewards = [found["reward"][name]["value"]["mean"] for name in ("gold", "proxy") if name in found["reward"]]
+    return {"reward": rewards[0] if rewards else None, "tax": found["tax"]["select"]["mean"]}
+
+
+def left_out(suite: Suite, initial: Scored, splits: Sequence[str]) -> dict[str, str]:
+    """Abilities that the initial model has too little of to lose, with the reason."""
+    found = {}
+    for one in suite.group("abilities"):
+        quantity = _draws(one, _pooled(initial.scores[one.key], splits))
+        value, error = float(quantity[0, 0]), float(quantity[1:, 0].std(ddof=1))
+        if not value > one.chance + CLEAR * error:
+            found[one.name] = (
+                f"initial has {value:.3f} at a chance of {one.chance:.3f}; {CLEAR:g} standard errors "
+                f"({error:.3f} each) above it are needed"
+            )
+    return found
+
+
+def _pooled(scores: Splits | None, splits: Sequence[str]) -> Array | None:
+    return None if scores is None else np.concatenate([scores[split] for split in splits])
+
+
+def _draws(one: Measure, *scores: Array | None) -> Array:
+    """(1 + replicates, models): the same resamples of the items for all."""
+    given = [each for each in scores if each is not None]
+    return draws(one.statistic, given, item_weights(one.key, len(given[0])))
+
+
+def _interval(quantity: Array, items: int) -> Interval:
+    if not np.isfinite(quantity).all():
+        return undefined("not a finite number on every resample of the items", items)
+    mean, half = float(quantity[0]), HALF * float(quantity[1:].std(ddof=1))
+    return Interval(mean, mean - half, mean + half, items)
+
+
+def _p(quantity: Array) -> float | None:
+    """Two-sided p of "the difference is 0", from the bootstrap's standard error."""
+    if not np.isfinite(quantity).all():
+        return None
+    error = float(quantity[1:].std(ddof=1))
+    if error == 0:
+        return 1.0 if quantity[0] == 0 else 0.0
+    return 2 * NormalDist().cdf(-abs(float(quantity[0])) / error)
+
+
+def _other(one: Measure, ours: Array | None, theirs: Array | None) -> dict[str, Any]:
+    assert ours is not None
+    items = len(ours)
+    if theirs is None:  # a distance from initial: that of initial itself is 0
+        return {"value": _interval(_draws(one, ours)[:, 0], items).json()}
+    both = _draws(one, ours, theirs)
+    change = both[:, 0] - both[:, 1]
+    return {
+        "value": _interval(both[:, 0], items).json(),
+        "initial": _interval(both[:, 1], items).json(),
+        "change": _interval(change, items).json(),
+        "p": _p(change),
+    }
+
+
+def _kept(one: Measure, both: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a resample in which initial is at chance
+        return np.asarray(retention(both[:, 0], both[:, 1], one.chance))
+
+
+def _ability(one: Measure, ours: Array | None, theirs: Array | None, why: str | None) -> dict[str, Any]:
+    assert ours is not None
+    assert theirs is not None
+    both, items = _draws(one, ours, theirs), len(ours)
+    loss = both[:, 1] - both[:, 0]
+    counted = {"lost": int((theirs[:, 0] > ours[:, 0]).sum()), "won": int((ours[:, 0] > theirs[:, 0]).sum())}
+    return {
+        "value": _interval(both[:, 0], items).json(),
+        "initial": _interval(both[:, 1], items).json(),
+        "loss": _interval(loss, items).json(),
+        "kept": (_interval(_kept(one, both), items) if why is None else undefined(why, items)).json(),
+        "p": _p(loss),
+        "q": None,
+        "items": items,
+        **(counted if one.statistic == "mean" else {}),
+    }
+
+
+def _adjust(abilities: Sequence[dict[str, Any]]) -> None:
+    """Writes Benjamini and Hochberg's adjusted p into the abilities that have one."""
+    known = sorted((one for one in abilities if one.get("p") is not None), key=lambda one: -one["p"])
+    least = 1.0
+    for rank, one in enumerate(known):
+        least = min(least, one["p"] * len(known) / (len(known) - rank))
+        one["q"] = least
+
+
+def _tax(suite: Suite, names: Sequence[str], initial: Scored, model: Scored, splits: Sequence[str]) -> Interval:
+    chosen = [one for one in suite.group("abilities") if one.name in names]
+    if not chosen:
+        return undefined("no ability of this group counts")
+    if missing := [one for one in chosen if one.key in model.why]:
+        return undefined(model.why[missing[0].key])
+    kept, items = [], 0
+    for one in chosen:
+        ours, theirs = (_pooled(each.scores[one.key], splits) for each in (model, initial))
+        both = _draws(one, ours, theirs)
+        items += len(ours) if ours is not None else 0
+        kept.append(_kept(one, both))
+    return _interval(1 - np.mean(kept, axis=0), items)
+
+
+def real_losses(abilities: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The abilities whose loss stands after adjustment for their number."""
+    return [
+        name
+        for name, one in abilities.items()
+        if one.get("q") is not None and one["q"] < LEVEL and (one["loss"]["mean"] or 0) > 0 and not math.isnan(one["q"])
+    ]

@@ -1,0 +1,54 @@
+"""Per-item scores that are measured once: found again by what they depend on.
+
+    <directory>/scores/scores-<hash>.npz    "validation", "test" -> (items, k), of one measure on one model
+    <directory>/scores/scores-<hash>.json   what it is of, for people
+    <directory>/scores/items-<hash>.json    items that were lost and won, with both answers
+
+The hash is that of the model's files, of the initial model's where the measure looks at it, and of the measure's own
+content: items, settings, and for what is sampled prompts and sampling. Moving or renaming a model changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..measuring.suite import Measure, Scores
+from ..studies.cache import content_key
+from ..studies.store import read_json, read_scores, write_json, write_scores
+
+BOTH = ("forward_kl", "reverse_kl")  # drift measures that look at the initial model, too
+
+Splits = dict[str, Scores]
+
+
+class Kept:
+    """The scores of one model."""
+
+    def __init__(self, directory: Path, *, model: str, initial: str, contents: Mapping[str, str]) -> None:
+        self._directory = directory / "scores"
+        self._model, self._initial, self._contents = model, initial, contents
+
+    def scores(self, one: Measure, compute: Callable[[], Splits]) -> Splits:
+        """The scores of a measure by split: found, or computed and written down."""
+        about = self._about(one)
+        file = self._directory / f"{content_key('scores', about)}.npz"
+        if not file.exists():
+            write_scores(file, compute())
+            write_json(file.with_suffix(".json"), about)
+        return read_scores(file)
+
+    def items(self, one: Measure, splits: Sequence[str], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The items of a measure that are shown: found, or computed and written down."""
+        about = {**self._about(one, both=True), "splits": list(splits)}
+        file = self._directory / f"{content_key('items', about)}.json"
+        if not file.exists():
+            write_json(file, compute())
+        found: dict[str, Any] = read_json(file)
+        return found
+
+    def _about(self, one: Measure, *, both: bool = False) -> dict[str, Any]:
+        both = both or (one.group == "drift" and one.name in BOTH)
+        depends = {"model": self._model, "measure": one.key, "content": self._contents[one.key]}
+        return {**depends, "initial": self._initial} if both else depends

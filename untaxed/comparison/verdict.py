@@ -1,0 +1,83 @@
+"""What was found, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .numbers import LEVEL, real_losses
+
+Entry = Mapping[str, Any]
+REWARDS = ("gold", "proxy")
+
+
+def verdict(entries: Sequence[Entry], chosen: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+    """The verdict on one model, or on several: those that no other beats in reward and tax at once.
+
+    Args:
+        entries: The models with their numbers.
+        chosen: By model what validation says: ``reward``, ``tax``; None where unknown. The front is chosen by it.
+    Returns:
+        ``verdict``, and for several models ``front``: their names by falling reward.
+    """
+    if len(entries) == 1:
+        return {"verdict": f"{entries[0]['name']}: {_sentence(entries[0])}"}
+    known = {name: one for name, one in chosen.items() if one["reward"] is not None and one["tax"] is not None}
+    front = sorted((name for name in known if not _beaten(known, name)), key=lambda name: -(known[name]["reward"] or 0))
+    if not front:
+        return {"verdict": " ".join(f"{one['name']}: {_sentence(one)}" for one in entries), "front": []}
+    return {"verdict": _of_front(front, {one["name"]: one for one in entries}), "front": front}
+
+
+def _beaten(known: Mapping[str, Mapping[str, Any]], name: str) -> bool:
+    own = known[name]
+    return any(
+        other["reward"] >= own["reward"]
+        and other["tax"] <= own["tax"]
+        and (other["reward"], other["tax"]) != (own["reward"], own["tax"])
+        for other in known.values()
+    )
+
+
+def _of_front(front: Sequence[str], entries: Mapping[str, Entry]) -> str:
+    first, rest = entries[front[0]], front[1:]
+    said = f"{front[0]} has the most reward: {_gain(first)}, {_cost(first)}."
+    if rest:
+        said += (
+            " Less tax at less reward: "
+            + "; ".join(f"{n}, {_gain(entries[n])}, {_cost(entries[n])}" for n in rest)
+            + "."
+        )
+    beaten = [name for name in entries if name not in front]
+    return said + (f" Behind one of these in both: {', '.join(beaten)}." if beaten else "")
+
+
+def _sentence(entry: Entry) -> str:
+    said = ", ".join(part for part in (_gain(entry), _cost(entry)) if part)
+    return f"{said}; {_losses(entry)}" if said else _losses(entry)
+
+
+def _gain(entry: Entry) -> str:
+    for name in REWARDS:
+        if (one := entry["reward"].get(name)) and one["change"]["mean"] is not None:
+            return f"{name} reward {_signed(one['change'])}"
+    return ""
+
+
+def _cost(entry: Entry) -> str:
+    tax = entry["tax"]["select"]
+    return "" if tax["mean"] is None else f"a tax of {tax['mean']:.3f} ({tax['low']:.3f} to {tax['high']:.3f})"
+
+
+def _losses(entry: Entry) -> str:
+    known = [name for name, one in entry["abilities"].items() if one.get("q") is not None]
+    real = real_losses(entry["abilities"])
+    if not known:
+        return "no ability was measured."
+    if not real:
+        return f"of {len(known)} abilities none has lost anything that is clear of zero."
+    return f"losses clear of zero, of {len(known)} abilities (false discoveries below {LEVEL:.0%}): {', '.join(real)}."
+
+
+def _signed(number: Entry) -> str:
+    return f"{number['mean']:+.3f} ({number['low']:+.3f} to {number['high']:+.3f})"

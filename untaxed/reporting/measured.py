@@ -1,0 +1,245 @@
+"""What `untaxed measure` found, as rows of cells that terminal, Markdown and page draw; and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from ..comparison.numbers import LEVEL, real_losses
+from .markdown import escaped, row
+from .numbers import NOTHING, Cell, Notes, Summary
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Entry = Mapping[str, Any]
+GROUPS = ("reward", "abilities", "drift")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measure of one model.
+
+    Attributes:
+        group: reward, abilities or drift.
+        name: The measure's.
+        unit: What it counts.
+        initial, value, change: What the initial model has, what this one has, and the difference.
+        adjusted: p of no difference, adjusted for the number of abilities; a dash elsewhere.
+        items: "12 lost, 3 won of 200"; empty where items are not right or wrong.
+        real: Whether an ability's loss stands after the adjustment.
+    """
+
+    group: str
+    name: str
+    unit: str
+    initial: Cell
+    value: Cell
+    change: Cell
+    adjusted: str
+    items: str
+    real: bool
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One model in a row."""
+
+    name: str
+    reward: Cell
+    tax: Cell
+    report_tax: Cell
+    drift: Cell
+    losses: str
+
+
+def lines(summary: Summary, entry: Entry, notes: Notes) -> list[Line]:
+    """Every measure of a model, in the suite's order by group."""
+    out = {left["ability"] for left in summary["left_out"]}
+    real = real_losses(entry["abilities"])
+    found = []
+    for group in GROUPS:
+        for measure in (one for one in summary["measures"] if one["group"] == group):
+            name = measure["name"]
+            one = entry[group].get(name)
+            if one is None:
+                continue
+            unit = measure["unit"] + (", not enough of it to lose" if group == "abilities" and name in out else "")
+            change = _negative(one["loss"]) if group == "abilities" and "loss" in one else one.get("change")
+            start, value = (notes.cell(one[key]) if key in one else Cell(NOTHING) for key in ("initial", "value"))
+            difference = Cell(NOTHING) if change is None else notes.cell(change, signed=True)
+            found.append(Line(group, name, unit, start, value, difference, _adjusted(one), _items(one), name in real))
+    return found
+
+
+def overview(summary: Summary, notes: Notes) -> list[Overview]:
+    """The models in one table."""
+    found = []
+    for entry in summary["models"]:
+        reward = next((entry["reward"][name] for name in ("gold", "proxy") if name in entry["reward"]), None)
+        drift = entry["drift"].get("forward_kl")
+        found.append(
+            Overview(
+                entry["name"],
+                notes.cell(reward["change"], signed=True) if reward else Cell(NOTHING),
+                notes.cell(entry["tax"]["select"]),
+                notes.cell(entry["tax"]["report"]) if summary["report"] else Cell(NOTHING),
+                notes.cell(drift["value"]) if drift else Cell(NOTHING),
+                ", ".join(real_losses(entry["abilities"])) or "none",
+            )
+        )
+    return found
+
+
+def _negative(number: Mapping[str, Any]) -> dict[str, Any]:
+    if number["mean"] is None:
+        return dict(number)
+    return {**number, "mean": -number["mean"], "low": -number["high"], "high": -number["low"]}
+
+
+def _adjusted(one: Mapping[str, Any]) -> str:
+    q = one.get("q")
+    return NOTHING if q is None else "< 0.001" if q < 0.001 else f"{q:.3f}"
+
+
+def _items(one: Mapping[str, Any]) -> str:
+    return f"{one['lost']} lost, {one['won']} won of {one['items']}" if "lost" in one else ""
+
+
+# --- terminal ------------------------------------------------------------------------------------------------------
+
+
+def terminal(summary: Summary, console: Console) -> None:
+    """Prints the verdict and, of one model, every measure; of several a row each."""
+    notes = Notes()
+    console.print(Text(summary["verdict"], style="bold"))
+    console.print()
+    if len(summary["models"]) == 1:
+        console.print(_measures_drawn(lines(summary, summary["models"][0], notes)))
+    else:
+        console.print(_models_drawn(overview(summary, notes), reported=bool(summary["report"])))
+    for text in [*notes.reasons, *footnotes(summary)]:
+        console.print(Text(text, style="dim"))
+
+
+def footnotes(summary: Summary) -> list[str]:
+    """What must be known beside the tables."""
+    items = "all items" if summary["items"] == "all" else "the items of test"
+    return [
+        f"95 % intervals over {items}, the same for all models; other seeds of a training may do otherwise.",
+        "A loss is clear of zero when its p, adjusted for the number of abilities (Benjamini-Hochberg), is below "
+        f"{LEVEL:g}.",
+        *(f"Left out of the tax: {left['ability']} ({left['why']})." for left in summary["left_out"]),
+    ]
+
+
+def _measures_drawn(found: Sequence[Line]) -> RichTable:
+    drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    drawn.add_column("measure", overflow="fold", vertical="top")
+    for title in ("initial", "model", "change", "adjusted p"):
+        drawn.add_column(title, justify="right", vertical="top", no_wrap=True)
+    drawn.add_column("items", vertical="top")
+    for line in found:
+        name = Text(line.name).append(f"\n{line.unit}", style="dim")
+        style = "bold" if line.real else ""
+        cells = [_cell(line.initial), _cell(line.value), _cell(line.change, style)]
+        drawn.add_row(name, *cells, Text(line.adjusted), Text(line.items))
+    return drawn
+
+
+def _models_drawn(found: Sequence[Overview], *, reported: bool) -> RichTable:
+    drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    drawn.add_column("model", overflow="fold", vertical="top")
+    titles = ["reward", "tax", *(["report tax"] if reported else []), "forward KL"]
+    for title in titles:
+        drawn.add_column(title, justify="right", vertical="top", no_wrap=True)
+    drawn.add_column("lost, clear of zero", overflow="fold", vertical="top")
+    for one in found:
+        cells = [one.reward, one.tax, *([one.report_tax] if reported else []), one.drift]
+        drawn.add_row(Text(one.name), *map(_cell, cells), Text(one.losses))
+    return drawn
+
+
+def _cell(cell: Cell, style: str = "") -> Text:
+    return Text(cell.mean, style=style).append(f"\n{cell.span}", style="dim")
+
+
+# --- Markdown and CSV ----------------------------------------------------------------------------------------------
+
+
+def markdown(summary: Summary) -> str:
+    """Verdict and tables for a pull request or a model card."""
+    notes = Notes()
+    parts = [f"**{escaped(summary['verdict'])}**", ""]
+    if len(summary["models"]) > 1:
+        parts += [row(["model", "reward", "tax", "report tax", "forward KL", "lost, clear of zero"])]
+        parts += [row(["---", "--:", "--:", "--:", "--:", "---"])]
+        for one in overview(summary, notes):
+            cells = [_flat(cell) for cell in (one.reward, one.tax, one.report_tax, one.drift)]
+            parts.append(row([escaped(one.name), *cells, escaped(one.losses)]))
+        parts.append("")
+    for entry in summary["models"]:
+        parts += [f"{escaped(entry['name'])} against {escaped(summary['initial']['name'])}:", ""]
+        parts += [row(["measure", "unit", "initial", "model", "change", "adjusted p", "items"])]
+        parts += [row(["---", "---", "--:", "--:", "--:", "--:", "---"])]
+        for line in lines(summary, entry, notes):
+            mark = "**" if line.real else ""
+            cells = [
+                _flat(line.initial),
+                _flat(line.value),
+                f"{mark}{_flat(line.change)}{mark}",
+                line.adjusted,
+                line.items,
+            ]
+            parts.append(row([escaped(line.name), escaped(line.unit), *cells]))
+        parts.append("")
+    parts += [escaped(text) for text in (*notes.reasons, *footnotes(summary))]
+    return "\n".join(parts) + "\n"
+
+
+def _flat(cell: Cell) -> str:
+    return f"{cell.mean} ({cell.span})" if cell.span else cell.mean
+
+
+def as_csv(summary: Summary) -> str:
+    """One row a model and measure, every number in full."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows(_csv_rows(summary))
+    return stream.getvalue()
+
+
+HEADER = (
+    *("model", "group", "measure", "unit", "initial", "value", "value_low", "value_high"),
+    *("change", "change_low", "change_high", "p", "q", "lost", "won", "items"),
+)
+
+
+def _csv_rows(summary: Summary) -> Iterator[list[Any]]:
+    units = {(one["group"], one["name"]): one["unit"] for one in summary["measures"]}
+    for entry in summary["models"]:
+        for group in GROUPS:
+            for name, one in entry[group].items():
+                value, change = one["value"], _negative(one["loss"]) if "loss" in one else one.get("change") or {}
+                yield [
+                    *(_safe(entry["name"]), group, _safe(name), units[group, name], one.get("initial", {}).get("mean")),
+                    *(value["mean"], value["low"], value["high"]),
+                    *(change.get(key) for key in ("mean", "low", "high")),
+                    *(one.get(key) for key in ("p", "q", "lost", "won")),
+                    one.get("items", value["n"]),
+                ]
+        for name, tax in entry["tax"].items():
+            yield [_safe(entry["name"]), "tax", name, "", 0, tax["mean"], tax["low"], tax["high"], *[None] * 8]
+
+
+def _safe(text: str) -> str:
+    """A name that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text[:1] in "=+-@\t\r" else text
