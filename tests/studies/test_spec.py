@@ -103,7 +103,7 @@ def test_what_is_wrong_is_named(change: dict[str, Any], line: str) -> None:
     [
         (
             {"drift": ["forwrd_kl"]},
-            r"measure.drift.0: unknown name 'forwrd_kl'; did you mean 'forward_kl'\? known: entr",
+            r"measure.drift.0: unknown name 'forwrd_kl'; did you mean 'forward_kl'\? known: dist",
         ),
         ({"drift": ["perplexty"]}, r"measure.drift.0: unknown name 'perplexty'; did you mean '{perplexity: …}'"),
         (

@@ -22,7 +22,7 @@ from ..studies.sources import POCKET
 from ..studies.store import VERSION, write_json
 from .examples import examples
 from .numbers import Scored, left_out, numbers, on_validation
-from .scores import BOTH, Kept, Splits
+from .scores import Kept, Splits
 from .suite_file import Loaded, load_suite
 from .verdict import verdict
 
@@ -124,11 +124,10 @@ def _scored(model: _Model, start: _Model, loaded: Loaded, directory: Path, say: 
     why: dict[str, str] = {}
     alike = _same_tokens(model.tokenizer, start.tokenizer)
     for one in loaded.suite.measures:
-        looks_at_both = one.group == "drift" and one.name in BOTH
-        if looks_at_both and model is start:
+        if one.compares and model is start:
             continue  # 0 of itself
-        if looks_at_both and not alike:
-            why[one.key] = "its tokenizer is not initial's, so that probabilities of tokens cannot be compared"
+        if one.compares and not alike:
+            why[one.key] = "its tokenizer is not initial's, so that tokens cannot be compared"
             continue
 
         def compute(one: Measure = one) -> Splits:

@@ -18,8 +18,6 @@ from ..measuring.suite import Measure, Scores
 from ..studies.cache import content_key
 from ..studies.store import read_json, read_scores, write_json, write_scores
 
-BOTH = ("forward_kl", "reverse_kl")  # drift measures that look at the initial model, too
-
 Splits = dict[str, Scores]
 
 
@@ -49,6 +47,6 @@ class Kept:
         return found
 
     def _about(self, one: Measure, *, both: bool = False) -> dict[str, Any]:
-        both = both or (one.group == "drift" and one.name in BOTH)
+        both = both or one.compares
         depends = {"model": self._model, "measure": one.key, "content": self._contents[one.key]}
         return {**depends, "initial": self._initial} if both else depends

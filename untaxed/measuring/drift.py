@@ -30,7 +30,7 @@ def forward_kl(name: str = "forward_kl") -> Measure:
     def score(subject: Subject, split: Split) -> Scores:
         return _token_sums(subject.initial, split, lambda batch, initial: _kl(initial, subject.logits(batch)))
 
-    return Measure("drift", name, "token_mean", score, unit="nats a token")
+    return Measure("drift", name, "token_mean", score, unit="nats a token", compares=True)
 
 
 def reverse_kl(name: str = "reverse_kl") -> Measure:
@@ -42,7 +42,7 @@ def reverse_kl(name: str = "reverse_kl") -> Measure:
     def score(subject: Subject, split: Split) -> Scores:
         return _token_sums(subject, split, lambda batch, policy: _kl(policy, subject.initial.logits(batch)))
 
-    return Measure("drift", name, "token_mean", score, unit="nats a token")
+    return Measure("drift", name, "token_mean", score, unit="nats a token", compares=True)
 
 
 def entropy(name: str = "entropy") -> Measure:

@@ -39,6 +39,7 @@ class Measure:
         score: Maps a subject and a split to the (items, k) array.
         chance: What guessing gets; abilities only.
         unit: What the number counts, for readers ("share right", "nats a token").
+        compares: Whether it also looks at the initial model, token by token.
         show: Maps a subject, a split and places of items to these items with the model's answers; None: items of this
             measure have none.
     """
@@ -49,6 +50,7 @@ class Measure:
     score: Callable[[Subject, Split], Scores]
     chance: float = 0.0
     unit: str = "share right"
+    compares: bool = False
     show: Callable[[Subject, Split, Sequence[int]], list[Shown]] | None = None
 
     @property

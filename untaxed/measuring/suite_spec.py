@@ -27,6 +27,7 @@ from .abilities import Choice, Item, exact_match, multiple_choice
 from .drift import entropy, forward_kl, length, perplexity, reverse_kl
 from .reward_sources import TextClassifier, Vader, imported, source_file
 from .rewards import reward
+from .side_effects import SIDE_EFFECTS
 from .suite import Measure, Reward, Sampling, Split, Suite
 from .suite_items import AbilitySpec, field_of, items_of, located, rows_by_split
 
@@ -35,7 +36,12 @@ DRIFT: Mapping[str, Callable[[], Measure]] = {
     "reverse_kl": reverse_kl,
     "entropy": entropy,
     "length": length,
+    **SIDE_EFFECTS,
 }
+Distance = Literal[
+    "forward_kl", "reverse_kl", "entropy", "length", "top_choice", "distinct_1", "distinct_2", "repetition",
+    "refusal", "empty", "other_script", "other_language",
+]  # fmt: skip
 
 
 class _Spec(BaseModel):
@@ -136,7 +142,7 @@ class SuiteSpec(_Spec):
 
     reward: RewardSpec
     abilities: AbilitiesSpec
-    drift: list[Literal["forward_kl", "reverse_kl", "entropy", "length"] | PerplexitySpec] = ["forward_kl"]
+    drift: list[Distance | PerplexitySpec] = ["forward_kl"]
     every: int = Field(default=20, ge=1)
     samples: int | None = Field(default=256, ge=1)
     max_new_tokens: int = Field(default=24, ge=1)
