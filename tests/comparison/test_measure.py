@@ -17,7 +17,7 @@ from untaxed import measuring
 from untaxed.cli import app
 from untaxed.comparison import measure
 from untaxed.errors import CheckpointError, SpecError
-from untaxed.reporting import measured, measured_page
+from untaxed.reporting import measured, measured_card, measured_page
 from untaxed.studies.store import read_scores
 
 
@@ -162,6 +162,24 @@ def test_names_and_items_are_text(found: Any) -> None:
     assert "<img" not in page
     assert "<script>" not in measured.markdown(summary)
     assert measured.as_csv(summary).splitlines()[1].startswith("'=cmd()")
+
+
+def test_a_card_is_metadata_that_the_hub_reads(models: Path, suite: Path, found: Any) -> None:
+    import yaml
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
+    code, _ = run(models / "near", models / "far", "--initial", models / "initial", "--suite", suite, "--card")
+    assert code == 2
+    summary = measure([models / "far"], models / "initial", suite, found[1]).summary
+    _, metadata, text = measured_card.card(summary).split("---\n", 2)
+    name, results = model_index_to_eval_results(yaml.safe_load(metadata)["model-index"])
+    assert name == "far"
+    values = {(one.dataset_name, one.metric_type): one.metric_value for one in results}
+    entry = summary["models"][0]
+    assert values["abilities: written", "accuracy"] == entry["abilities"]["written"]["value"]["mean"]
+    assert values["select abilities", "alignment_tax"] == entry["tax"]["select"]["mean"]
+    assert values["drift: texts", "texts"] == entry["drift"]["texts"]["value"]["mean"]
+    assert "lost" in text
 
 
 def test_the_package_names_it() -> None:

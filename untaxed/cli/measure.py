@@ -26,6 +26,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_card: Annotated[bool, typer.Option("--card", help="Print a Hugging Face model card; of one model.")] = False,
 ) -> None:
     """Measure models against the one before alignment: reward won, abilities lost, drift, each with its interval.
 
@@ -37,10 +38,12 @@ def command(
 
     from .. import comparison
     from ..errors import SpecError
-    from ..reporting import measured, measured_page
+    from ..reporting import measured, measured_card, measured_page
 
-    if as_json + as_markdown + as_csv > 1:
-        raise SpecError("--json, --markdown and --csv exclude each other")
+    if as_json + as_markdown + as_csv + as_card > 1:
+        raise SpecError("--json, --markdown, --csv and --card exclude each other")
+    if as_card and len(models) > 1:
+        raise SpecError(f"--card is the card of one model; {len(models)} are given")
     loaded = comparison.load_suite(suite, set_ or [])
     found = comparison.measure(models, initial, loaded, out, say=lambda text: typer.echo(text, err=True))
     if as_json:
@@ -49,6 +52,8 @@ def command(
         typer.echo(measured.markdown(found.summary), nl=False)
     elif as_csv:
         typer.echo(measured.as_csv(found.summary), nl=False)
+    elif as_card:
+        typer.echo(measured_card.card(found.summary), nl=False)
     else:
         measured.terminal(found.summary, Console())
     if found.directory is not None:
