@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .optim import sft_delta as sft_delta
     from .studies import load_results as load_results
     from .studies import run_study as run_study
+    from .training import KeepBest as KeepBest
+    from .training import SuiteMeter as SuiteMeter
     from .training import attach as attach
 
 __version__ = "0.1.0"
@@ -57,6 +59,8 @@ _HOMES = {
     "ElasticReset": ".callbacks",
     "ElasticResetState": ".callbacks",
     "Guard": ".callbacks",
+    "KeepBest": ".training",
+    "SuiteMeter": ".training",
     "MoFO": ".optim",
     "OnDARE": ".optim",
     "OnDAREAdamW": ".optim",

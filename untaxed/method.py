@@ -96,6 +96,7 @@ class Host:
         scale_lr: Multiplies the learning rate, and what its schedule goes on from.
         stop: Ends the training after this step.
         reset: Asks the method that resets the policy to do so at the next free step.
+        save: Writes the policy with its tokenizer into a folder; every process calls it.
     """
 
     optimizer: Any = None
@@ -108,6 +109,7 @@ class Host:
     scale_lr: Callable[[float], None] | None = None
     stop: Callable[[], None] | None = None
     reset: Callable[[], None] | None = None
+    save: Callable[[Path], None] | None = None
 
 
 @dataclass(frozen=True)

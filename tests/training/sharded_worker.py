@@ -31,8 +31,10 @@ from untaxed.callbacks import (
     SyncReferenceState,
 )
 from untaxed.checkpoints import load_model, load_tokenizer
+from untaxed.measuring import Item, Sampling, Suite, exact_match, reward
+from untaxed.measuring.suite import SPLITS
 from untaxed.optim import ChildTuning, OnDARE, OnDAREAdamW, Pipeline
-from untaxed.training import attach
+from untaxed.training import KeepBest, SuiteMeter, attach
 from untaxed.training.state import read_state
 from untaxed.weights import same, trainable
 
@@ -148,8 +150,17 @@ def metered(initial: Path, folder: Path, backend: str, unwatched: dict[str, torc
     what training goes on with.
     """
     ours = trainer(initial, folder, backend)
-    attached = attach(ours, DriftMeter(WORDS[:3], every=2, max_new_tokens=4), ElasticReset(**SETTINGS))
+    even = reward("proxy", lambda prompts, texts: [float(len(text)) for text in texts])
+    items = (Item(WORDS[1], WORDS[4]), Item(WORDS[2], WORDS[7]))
+    asked = exact_match("next", dict.fromkeys(SPLITS, items))
+    suite = Suite((even, asked), ("next",), (), dict.fromkeys(SPLITS, tuple(WORDS[:3])), Sampling(4))
+    best = KeepBest(folder / f"best-{backend}", tax_at_most=1)
+    suite_meter = SuiteMeter(suite, every=2, keep_best=best)
+    attached = attach(ours, DriftMeter(WORDS[:3], every=2, max_new_tokens=4), suite_meter, ElasticReset(**SETTINGS))
     ours.train()
+    kept = [line for line in ours.state.log_history if "suite/reward/proxy" in line]
+    assert [line["step"] for line in kept] == [2, 4]
+    assert load_model(folder / f"best-{backend}" / "best").num_parameters() == load_model(initial).num_parameters()
     assert same(agreed(whole(ours.model)), unwatched)
     reading = attached.drift()
     everyones: list[Any] = [None, None]

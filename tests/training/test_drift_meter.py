@@ -143,7 +143,7 @@ def test_lora_is_measured_from_the_model_below(tiny_task: Task, tmp_path: Path) 
     trainer.train()
     ours = attached.drift()
     with trainer.model.disable_adapter():
-        below = attached._meter.measure()
+        below = attached._meters["drift_meter"].measure()
     assert ours["forward_kl"] > 0 == below["forward_kl"]
 
 

@@ -20,7 +20,8 @@ Action = Literal["warn", "stop", "lower_lr", "reset"]
 Limits = Mapping[str, float | Mapping[str, float]]
 
 MEASURES = ("forward_kl", "entropy", "length", "distinct_1", "distinct_2")
-RISES = ("forward_kl",)  # measures that have one bad direction, so that a bare number says enough
+SUITES = ("reward.", "abilities.")  # how measures of a suite meter begin, which has a `tax`, too
+RISES = ("forward_kl", "tax")  # measures that have one bad direction, so that a bare number says enough
 SLACK = 0.1  # share of its limit by which a value must come back before the same limit counts as crossed again
 
 
@@ -57,7 +58,7 @@ def limits(when: Limits) -> tuple[Limit, ...]:
         raise ValueError(f'limits are given by measure, such as {{"forward_kl": 0.5}}, got {when!r}')
     found = []
     for measure, value in when.items():
-        if measure not in MEASURES:
+        if measure not in (*MEASURES, "tax") and not str(measure).startswith(SUITES):
             raise ValueError(f"the drift meter has no measure {measure!r}{nearest(str(measure), MEASURES)}")
         if not isinstance(value, Mapping):
             if measure not in RISES:
@@ -112,13 +113,18 @@ class Guard:
         return {"when": when, "do": self.do, **({"factor": float(self.factor)} if self.do == "lower_lr" else {})}
 
 
-def check_guards(guards: object) -> None:
-    """Raises `ValueError` unless these are guards in a list."""
+def check_guards(guards: object, known: Sequence[str] = MEASURES) -> None:
+    """Raises `ValueError` unless these are guards in a list, of measures that the meter takes."""
     listed = list(guards) if isinstance(guards, Iterable) and not isinstance(guards, Mapping) else [guards]
     wrong = [one for one in listed if not isinstance(one, Guard)]
     if wrong or not isinstance(guards, Iterable):
         got = wrong[0] if wrong else "one that is in no list"
         raise ValueError(f'guards are a list of Guard(when={{"forward_kl": 0.5}}, do="warn"), got {got!r}')
+    for guard in listed:
+        assert isinstance(guard, Guard)
+        for measure in guard.when:
+            if measure not in known:
+                raise ValueError(f"this meter has no measure {measure!r}{nearest(measure, known)}")
 
 
 def say(text: str) -> None:
@@ -129,12 +135,25 @@ def say(text: str) -> None:
 class Guards:
     """The live half of guards: which limits are crossed at present.
 
+    Args:
+        guards: A meter's.
+        host: What they act on.
+        known: The meter's measures.
+        prefix: Of the keys in the log.
     Raises:
         Unsupported: The training around does not offer what a guard is to do.
     """
 
-    def __init__(self, guards: Sequence[Guard], host: Host = ALONE) -> None:
-        check_guards(guards)
+    def __init__(
+        self,
+        guards: Sequence[Guard],
+        host: Host = ALONE,
+        *,
+        known: Sequence[str] = MEASURES,
+        prefix: str = "drift",
+    ) -> None:
+        check_guards(guards, known)
+        self._prefix = prefix
         self._guards = [(guard, limits(guard.when)) for guard in guards]
         self._host = host
         self.crossed = [False for _, each in self._guards for _ in each]
@@ -149,7 +168,7 @@ class Guards:
         """Acts on one reading.
 
         Returns:
-            What acted, for the log: ``drift/guard/<do>/<measure>`` and the value there.
+            What acted, for the log: ``<prefix>/guard/<do>/<measure>`` and the value there.
         """
         acted: dict[str, float] = {}
         numbers = itertools.count()
@@ -158,7 +177,7 @@ class Guards:
             if reached := list(itertools.compress(each, now)):
                 self._act(guard, reached, reading)
             for limit in reached:
-                acted.setdefault(f"drift/guard/{guard.do}/{limit.measure}", reading[limit.measure])
+                acted.setdefault(f"{self._prefix}/guard/{guard.do}/{limit.measure}", reading[limit.measure])
         return acted
 
     def _now(self, number: int, guard: Guard, limit: Limit, value: float | None) -> bool:
@@ -180,7 +199,7 @@ class Guards:
         where = "; ".join(
             f"{limit.measure} is {reading[limit.measure]:.4g}, limit {limit.side} {limit.at:g}" for limit in reached
         )
-        say(f"drift guard at step {int(reading['step'])}: {where}; {what[guard.do]}")
+        say(f"{self._prefix} guard at step {int(reading['step'])}: {where}; {what[guard.do]}")
         means = self._means(guard.do)
         if guard.do == "lower_lr":
             means(guard.factor)

@@ -12,6 +12,9 @@ from .inputs import with_inputs as with_inputs
 from .loop import Moment as Moment
 from .loop import Outcome as Outcome
 from .loop import train as train
+from .suite_meter import KeepBest as KeepBest
+from .suite_meter import SuiteMeter as SuiteMeter
+from .suite_meter import SuiteMeterState as SuiteMeterState
 from .task import Reward as Reward
 from .task import Task as Task
 from .trainer import check_training as check_training

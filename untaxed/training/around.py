@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..method import Host, Setting
 from .reference import reference_tensors
-from .steering import log_beside, scale_lr, stop
+from .steering import log_beside, save_policy, scale_lr, stop
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -38,6 +38,7 @@ def host_of(
         scale_lr=lambda factor: scale_lr(trainer, factor),
         stop=lambda: stop(trainer),
         reset=reset,
+        save=lambda folder: save_policy(trainer, folder),
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from ..callbacks import DriftMeter
 from ..callbacks._followed import lent
 from ..callbacks._state import COUNT, Check, check_state
 from ..errors import StoreError, Unsupported
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DRIFT = DriftMeter.name
 FOLDER = "untaxed"  # inside the trainer's own checkpoint-N
 STATE: Mapping[str, tuple[str, Check]] = {
     "methods": ("a list", lambda value: isinstance(value, list)),
@@ -119,7 +121,7 @@ class Attached:
         self._live: list[Between] = []
         self._said = False
         self._began = False
-        self._meter: Any = None
+        self._meters: dict[str, Any] = {}  # by name
         self._resetting: list[Any] = []
         self._loaded: Mapping[str, Any] | None = None
         self.in_step = InStep(trainer)
@@ -145,7 +147,7 @@ class Attached:
             raise Unsupported("these methods are detached already; attach(trainer, …) joins methods again")
         self._trainer.remove_callback(self._hooks)
         self.in_step.release()
-        self.methods, self._live, self._meter, self._resetting = (), [], None, []
+        self.methods, self._live, self._meters, self._resetting = (), [], {}, []
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during training, the live tensors themselves among it."""
@@ -202,13 +204,13 @@ class Attached:
         if step and between and self._loaded is None:
             self.load_checkpoint(Path(str(self._trainer.args.output_dir)) / f"checkpoint-{step}")
         self.steps_since_reset = 0
-        metered = any(method.watches for method in between)
+        metered = any(method.name == DRIFT for method in between)
         host = host_of(self._trainer, drift=self.drift if metered else None, reset=self._ask)
         self._live = [method.between(model, host) for method in between]
         if sum(isinstance(live, Shown) for live in self._live) > 1:
             raise Unsupported("two averages go along, and only one can be what is measured and shipped; leave one out")
         pairs = list(zip(between, self._live, strict=True))
-        self._meter = next((live for method, live in pairs if method.watches), None)
+        self._meters = {method.name: live for method, live in pairs if method.watches}
         self._resetting = [live for method, live in pairs if method.resets]
         if self._loaded is not None:
             self._take_up()
@@ -223,15 +225,15 @@ class Attached:
         self._began = True
         if last:
             self.in_step.flush()
-        if self._meter is not None:
-            self._meter.step()
+        for meter in self._meters.values():
+            meter.step()
         if self._trainer.control.should_training_stop and not last:  # a guard ends it here
             last = True
             self.in_step.flush()
         free = not last and not samples_waiting(self._trainer)
         between = [method for method in self.methods if "between" in method.acts]
         pairs = zip(between, self._live, strict=True)
-        acting = [(method, live) for method, live in pairs if live is not self._meter]
+        acting = [(method, live) for method, live in pairs if not method.watches]
         due = [live for _, live in acting if live.due()]
         replaces = free and any(method.resets for method, live in acting if live in due)
         for method, live in acting:
@@ -263,7 +265,7 @@ class Attached:
 
     def drift(self) -> dict[str, float]:
         """The last readings of the drift meter by measure, and their ``step``; empty before the first."""
-        return dict(self._meter.reading) if self._meter is not None else {}
+        return dict(self._meters[DRIFT].reading) if DRIFT in self._meters else {}
 
     def _ask(self) -> None:
         for live in self._resetting:

@@ -19,7 +19,7 @@ def with_meter(methods: Sequence[Method], task: Task, *, steps: int) -> list[Met
     measured for the study: when a run resets must not depend on how often it is looked at. `steps`: those of the run.
     """
     asked = any(getattr(method, "reset_when", None) for method in methods)
-    if not asked or any(method.watches for method in methods):
+    if not asked or any(method.name == DriftMeter.name for method in methods):
         return list(methods)
     drawn = task.suite.sampling
     meter = DriftMeter(

@@ -114,8 +114,9 @@ def check_together(methods: Sequence[Method]) -> None:
             f"{' and '.join(resetting)} both replace the policy and would undo each other's work; keep one of them"
         )
     meters = [method for method in methods if method.watches]
-    if len(meters) > 1:
-        raise Unsupported(f"{meters[0].name} is attached already; a trainer has one, whose values have one name each")
+    names = [meter.name for meter in meters]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise Unsupported(f"{twice[0]} is attached already; a trainer has one, whose values have one name each")
     if any(getattr(meter, "asks_reset", False) for meter in meters) and not any(method.resets for method in methods):
         raise Unsupported(
             "a guard is to 'reset', and no method that resets the policy is attached; give one in the same call, such "

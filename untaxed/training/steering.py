@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ..checkpoints import no_bars
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -66,3 +69,25 @@ def _schedules(schedule: Any) -> Iterator[Any]:
 def stop(trainer: Trainer) -> None:
     """Ends the training after this step: it is logged, and saved where the trainer saves, and `train()` returns."""
     trainer.control.should_training_stop = True
+
+
+def save_policy(trainer: Trainer, folder: Path) -> None:
+    """Writes the policy with its tokenizer into a folder; every process calls it, the first one writes.
+
+    Under FSDP2 the trainer's own `save_model` writes nothing where state is saved in shards, as by default; here the
+    tensors are put together one by one, in the first process's memory.
+    """
+    with no_bars():
+        if not any(hasattr(parameter, "full_tensor") for parameter in trainer.model.parameters()):  # type: ignore[union-attr]
+            trainer.save_model(str(folder))
+            return
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        whole = {}
+        for name, tensor in model.state_dict().items():
+            full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            if trainer.args.should_save:
+                whole[name] = full.cpu()
+        if trainer.args.should_save:
+            model.save_pretrained(folder, state_dict=whole)
+            trainer.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
+    trainer.accelerator.wait_for_everyone()
