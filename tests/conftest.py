@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
+CACHE = tempfile.mkdtemp(prefix="untaxed-tests-")  # nobody's own
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["UNTAXED_CACHE"] = CACHE
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 import pytest
