@@ -8,9 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-CACHE = tempfile.mkdtemp(prefix="untaxed-tests-")  # nobody's own
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-os.environ["UNTAXED_CACHE"] = CACHE
+os.environ["UNTAXED_CACHE"] = tempfile.mkdtemp(prefix="untaxed-tests-")  # nobody's own
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 import pytest
@@ -20,6 +18,7 @@ from tiny import build_model_dir, build_task
 from untaxed.training import Task
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["UNTAXED_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
