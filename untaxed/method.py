@@ -289,7 +289,7 @@ class Method:
         return 1
 
     @property
-    def reference(self) -> str:
+    def yardstick(self) -> str:
         """Why the arm is a curve to compare with and no remedy, for whoever reads its numbers; empty for a remedy."""
         return ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,7 +102,7 @@ def test_at_the_ends_it_is_the_parent_to_the_bit(models: tuple[Any, Any, Any], s
 
 
 def test_only_what_counts_is_run(models: tuple[Any, Any, Any]) -> None:
-    initial, aligned, tokenizer = models
+    initial, aligned, _ = models
     ran: list[str] = []
     hooks = [
         model.register_forward_pre_hook(lambda *_, name=name: ran.append(name))

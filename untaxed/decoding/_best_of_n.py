@@ -106,7 +106,7 @@ class BestOfN(Method):
         return self.n
 
     @property
-    def reference(self) -> str:
+    def yardstick(self) -> str:
         return (
             "a reference curve that trains nothing, left out of the verdict: it decodes n times, and its tax is 0 by "
             "construction, since selection acts on the prompts of alignment and initial itself answers the questions"

@@ -39,7 +39,7 @@ class LogitMixing(Method):
         return 1 if self.initial_share in (0, 1) else 2
 
     @property
-    def reference(self) -> str:
+    def yardstick(self) -> str:
         return (
             "a reference curve, left out of the verdict: it is no model that can be saved, and every token takes a "
             "forward pass of the initial and one of the aligned model"

@@ -50,7 +50,8 @@ class LogitMixture(nn.Module):
         super().__init__()
         check_share(initial_share)
         self.initial, self.aligned, self.initial_share = initial, aligned, initial_share
-        sizes = [model.config.get_text_config().vocab_size for model in (initial, aligned)]
+        configs: list[Any] = [model.config for model in (initial, aligned)]
+        sizes = [config.get_text_config().vocab_size for config in configs]
         if sizes[0] != sizes[1]:
             raise ValueError(f"logits can be mixed over one vocabulary; initial has {sizes[0]}, aligned {sizes[1]}")
 
@@ -63,7 +64,7 @@ class LogitMixture(nn.Module):
     def parts(self) -> list[nn.Module]:
         """The models that are run."""
         ends = {0: [self.aligned], 1: [self.initial]}
-        return ends.get(self.initial_share, [self.initial, self.aligned])  # type: ignore[call-overload,no-any-return]
+        return ends.get(self.initial_share, [self.initial, self.aligned])  # type: ignore[call-overload]
 
     @property
     def _is_stateful(self) -> bool:
