@@ -119,6 +119,7 @@ def test_the_summary_says_what_the_curve_is(study: Study) -> None:
     page = html(study.directory)
     for text in ("best_of_n (reference)", "times the decoding", "drift, reverse KL", "n=6, of the initial model"):
         assert text in page
+    assert page.count("its tax is 0 by construction") == 1 + 2  # above, and under plot and table
     assert "best\\_of\\_n (reference)" in markdown(study.summary())
 
 
