@@ -33,6 +33,7 @@ LAYERS = [
     "merging",
     "optim",
     "objectives",
+    "decoding",
     "measuring",
     "callbacks",
     "frontier",

@@ -6,13 +6,14 @@ transformers, a trainer or a file.
 The sites, in the order in which they act within one step::
 
     data -> loss -> gradient -> base optimizer -> update -> displacement -> (measure) -> between;  after training: after
+    while the trained model writes: decoding
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from .errors import SpecError, nearest
 from .values import typed
 
-Site = Literal["data", "loss", "gradient", "update", "displacement", "between", "after"]
+Site = Literal["data", "loss", "gradient", "update", "displacement", "between", "after", "decoding"]
 Need = Literal["pretrained", "prompts", "general_prompts", "reference_sets", "replay", "members"]
 INPUTS: Mapping[Need, str] = {  # a need that a training gives -> the field that takes it, in `Method.given_elsewhere`
     "pretrained": "delta",
@@ -173,6 +174,8 @@ class Context:
         lora: Whether adapters are trained.
         free_every: Optimizer steps from one at which no on-policy samples wait to the next.
         shapes: Of the initial model's tensors, where they are known.
+        rewards: Those that are measured (proxy, gold), where it is known.
+        temperature: At which responses are drawn to be measured, where it is known.
     """
 
     algorithm: str | None
@@ -182,6 +185,8 @@ class Context:
     lora: bool = False
     free_every: int = 1
     shapes: Mapping[str, Sequence[int]] | None = None
+    rewards: Collection[str] | None = None
+    temperature: float | None = None
 
     def first_free(self, step: int) -> int:
         """The step from this one on at which weights may be replaced."""
@@ -213,6 +218,7 @@ class Method:
     given_elsewhere: ClassVar[frozenset[str]] = frozenset()  # fields that no spec sets
     resets: ClassVar[bool] = False  # True: replaces the policy's weights at steps of its own
     watches: ClassVar[bool] = False  # True: only looks at the policy, before the methods that change something
+    of_initial: ClassVar[bool] = False  # True: is about the initial model alone, so that its arm has no training
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], where: str | None = None) -> Self:
@@ -250,7 +256,7 @@ class Method:
     @property
     def trains(self) -> bool:
         """True when the method changes training, so that its arm needs runs of its own."""
-        return bool(self.acts - {"after"})
+        return bool(self.acts - {"after", "decoding"})
 
     @property
     def needed(self) -> frozenset[Need]:
@@ -276,6 +282,16 @@ class Method:
     def measurements(self) -> int:
         """Site `after`: how many measurements of a model its weights cost to make, about."""
         return 0
+
+    @property
+    def decoding_cost(self) -> int:
+        """Site `decoding`: how many times that of one model; 1 for all others, which ship one model."""
+        return 1
+
+    @property
+    def yardstick(self) -> str:
+        """Why the arm is a curve to compare with and no remedy, for whoever reads its numbers; empty for a remedy."""
+        return ""
 
     def check(self, context: Context) -> None:
         """Raises `Unsupported` with the reason before any step, where the method cannot work."""
@@ -312,6 +328,10 @@ class Method:
     def merge(self, initial: Weights, members: Sequence[Weights]) -> dict[str, Tensor]:
         """Site `after` in the place of `after`, where the method needs `members`: one model of as many trainings."""
         raise NotImplementedError(f"{self.name} does not merge several trainings")
+
+    def decoded(self, initial: nn.Module, aligned: nn.Module) -> nn.Module:
+        """Site `decoding`: what writes in the place of the aligned model; both stay as they are."""
+        raise NotImplementedError(f"{self.name} makes no model of two")
 
     def make(self, making: Making) -> dict[str, Tensor]:
         """Site `after`, for methods that need more than two sets of weights; this is what is called.

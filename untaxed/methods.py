@@ -19,6 +19,7 @@ from .callbacks import (
     SyncReference,
     WARPAnchor,
 )
+from .decoding import BestOfN, LogitMixing
 from .errors import SpecError, nearest
 from .merging import (
     DARE,
@@ -67,6 +68,7 @@ ROWS: tuple[type[Method], ...] = (
     EMA, ElasticReset, ResetToInitial, ResetToAverage, DriftTriggeredReset,
     OnDARE, OnTIES, OnlineMerging, UpdateDropout, MoFO, ChildTuning,
     SyncReference, WARPAnchor, BEMA,
+    BestOfN, LogitMixing,
 )  # fmt: skip
 METHODS: dict[str, type[Method]] = {row.name: row for row in ROWS}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 from made_arms import MEASURES, facts, gentle_arm, plain_arm, setting, stopping_arm
@@ -252,3 +253,41 @@ def test_other_items_than_initial_are_refused():
         object.__setattr__(point, "scores", lambda split, key, whole=whole: whole(split, key)[:-1])
     with pytest.raises(DataError, match=r"39 test items at seed 0, point 'step-20', but 40 at initial"):
         summary_of(plain_arm(), arm)
+
+
+# --- reference curves -------------------------------------------------------------------------------------------------
+
+
+def curve_arm():
+    """As much reward as plain ships with and no tax, at 8 and at 32 times the decoding; less reward at once."""
+    numbers = {"gold": 0.9, "facts": 0.8, "reading": 0.75, "sums": 0.5}
+    why = {"abilities": "0 by construction", "drift.forward_kl": "no closed form"}
+    settings = []
+    for n, proxy, gold in ((1, 0.1, 0.1), (8, 0.95, 0.7), (32, 1.2, 0.9)):
+        made = setting(f"n={n}", {**numbers, "proxy": proxy, "gold": gold, "forward_kl": math.nan}, step=0)
+        points = {seed: dataclasses.replace(point, why=why) for seed, point in made.points.items()}
+        settings.append(dataclasses.replace(made, points=points, decoding=n))
+    return Arm("curve", [{"curve": {}}], settings, yardstick="a reference curve: n times the decoding")
+
+
+def test_a_reference_curve_wins_nothing_and_is_shown_whole():
+    summary = summary_of(plain_arm(), stopping_arm(), gentle_arm(), curve_arm())
+    alone = summary_of(plain_arm(), stopping_arm(), gentle_arm())
+    assert summary["verdict"] == alone["verdict"]
+    assert summary["caveats"] == [*alone["caveats"], "curve is a reference curve: n times the decoding."]
+    curve = entry(summary, "curve")
+    assert curve["against_early_stopping"].keys() == {"better", "seeds", "p"}  # no correction for a comparison with it
+    assert curve["beyond_early_stopping"]["mean"] == pytest.approx(0.1)
+    assert curve["beyond_early_stopping"]["why"] == "a reference curve, left out of the verdict"
+    assert {point["setting"]: point["chosen_as"][-1] for point in curve["points"]} == dict.fromkeys(
+        ["n=1", "n=8", "n=32"], "curve"
+    )
+    assert curve["chosen"]["q0.95"]["setting"] == "n=8"  # of equal taxes the one that decodes least
+    assert curve["decoding"]["mean"] == 8
+    assert curve["tax"]["q0.95"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 3, "why": "0 by construction"}
+    assert curve["drift"]["forward_kl"] == {"mean": None, "low": None, "high": None, "n": 0, "why": "no closed form"}
+
+
+def test_a_study_of_reference_curves_alone_has_no_verdict():
+    summary = summary_of(plain_arm(), stopping_arm(), curve_arm())
+    assert summary["verdict"] == "No verdict: no arm can be compared with early stopping at matched reward 0.95."

@@ -47,6 +47,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "sync_reference": [{"share": 0.6, "sync_every": 3}, {"share": 1.0, "sync_every": 1}],
     "warp_anchor": [{}, {"mu": 0.1}],
     "bema": [{"update_every": 2}, {"update_every": 3, "into": "reference", "schedule": "trl", "start_after": 2}],
+    "best_of_n": [{"n": 1}, {"n": 8, "samples": 16}],
+    "logit_mixing": [{"initial_share": 0.0}, {"initial_share": 0.3}, {"initial_share": 1.0}],
 }
 CASES = [methods.build(name, settings) for name, each in SETTINGS.items() for settings in each]
 AFTER = [method for method in CASES if "after" in method.acts and type(method).make is Method.make]
@@ -160,7 +162,7 @@ def test_a_method_offers_no_more_than_it_says(method: Method) -> None:
 def test_which_methods_train() -> None:
     assert {method.name for method in CASES if not method.trains} == {
         *("plain", "early_stopping", "averaging", "slerp", "ties", "dare", "extrapolation", "model_stock", "warp"),
-        *("hma", "hma_search", "part_averaging"),
+        *("hma", "hma_search", "part_averaging", "best_of_n", "logit_mixing"),
     }
 
 
@@ -182,6 +184,13 @@ def test_which_methods_merge_several_trainings() -> None:
         methods.build("model_stock", {"members": 2}).after(initial, first)
     with pytest.raises(NotImplementedError, match="averaging does not merge several trainings"):
         methods.build("averaging", {"initial_share": 0.2}).merge(initial, [first, second])
+
+
+def test_which_methods_cost_more_decoding_and_are_no_remedies() -> None:
+    costs = {label(method): method.decoding_cost for method in CASES if method.decoding_cost > 1}
+    assert costs == {"best_of_n-8-16": 8, "logit_mixing-0.3": 2}
+    assert {method.name for method in CASES if method.yardstick} == {"best_of_n", "logit_mixing"}
+    assert {method.name for method in CASES if method.of_initial} == {"best_of_n"}
 
 
 def test_kl_needs_an_algorithm_with_a_beta() -> None:
@@ -218,6 +227,9 @@ def test_kl_needs_an_algorithm_with_a_beta() -> None:
         ("warp", {"members": 2, "initial_share": -1}, r"method warp: initial_share must be in \[0, 1\], got -1"),
         ("ties", {"density": 0}, r"method ties: density must be in \(0, 1\], got 0"),
         ("dare", {"density": 0.5, "rescale": "l2"}, "method dare.rescale"),
+        ("best_of_n", {"n": 0}, "method best_of_n: n must be at least 1, got 0"),
+        ("best_of_n", {"n": 65}, "method best_of_n: n must be at most samples, got the best of 65 among 64"),
+        ("logit_mixing", {"initial_share": -0.5}, r"method logit_mixing: initial_share must be in \[0, 1\], got -0.5"),
         ("plain", {"beta": 1}, "method plain has no setting 'beta'; it takes no settings"),
     ],
 )

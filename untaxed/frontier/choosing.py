@@ -33,17 +33,19 @@ class ArmChoices:
         named: ``ship``, ``last`` and the matched rewards (``q0.5`` …) -> the choice.
         area: Labels of the settings under the frontier, in the order of `staircase`.
         settings_of: The arm whose settings these are: itself, or plain for early stopping.
+        curve: All settings of a reference curve, which is shown whole; none of a remedy.
     """
 
     named: Mapping[str, Choice]
     area: tuple[str, ...]
     settings_of: str
+    curve: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[str]:
         """Every chosen label once."""
         found = [choice.setting for choice in self.named.values() if choice.setting is not None]
-        return list(dict.fromkeys([*found, *self.area]))
+        return list(dict.fromkeys([*found, *self.area, *self.curve]))
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def choose(arms: Sequence[Arm], facts: Facts) -> Choices:
     - ``ship``: highest proxy reward, what someone without ability data ships.
     - ``last``: highest proxy reward among the settings of the last step.
     - matched reward q: least tax on the select abilities among the settings with at least r(initial) + q·G, where G is
-      the gain of plain's shipping point and r the gold reward where it is known.
+      the gain of plain's shipping point and r the gold reward where it is known. Among equal taxes the setting that
+      decodes least, then the one with most reward.
     - area: the settings that are best at some reward share.
     """
     arms = with_plain_settings(arms)
@@ -86,7 +89,8 @@ def choose(arms: Sequence[Arm], facts: Facts) -> Choices:
         named = {"ship": _ship(arm, facts), "last": _last(arm, facts)}
         front, matched = _on_the_frontier(arm, facts, select, ship)
         owner = plain if plain and arm.early_stopping else arm
-        chosen[arm.name] = ArmChoices({**named, **matched}, front, owner.name)
+        curve = tuple(setting.label for setting in arm.candidates) if arm.yardstick else ()
+        chosen[arm.name] = ArmChoices({**named, **matched}, front, owner.name, curve)
     return Choices(chosen, out)
 
 
@@ -158,7 +162,7 @@ def _matched(rated: Sequence[tuple[Setting, float, float]], share: float) -> Cho
     if not enough:
         best = max(reached for _, reached, _ in rated)
         return Choice(None, f"never got there: at most {_below(best, share)} of plain's gain on validation")
-    setting, _, kept = max(enough, key=lambda triple: (triple[2], triple[1]))
+    setting, _, kept = max(enough, key=lambda triple: (triple[2], -triple[0].decoding, triple[1]))
     among = f"{len(enough)} setting{'' if len(enough) == 1 else 's'} with at least {share:g} of plain's gain"
     return Choice(setting.label, f"least select tax on validation ({1 - kept:.3f}) among {among}")
 

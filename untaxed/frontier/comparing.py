@@ -78,7 +78,9 @@ class Comparison:
 
     def group_tax(self, setting: Setting, abilities: Sequence[str]) -> Interval:
         """The tax of one setting on a group of abilities."""
-        return interval(self.read.tax(setting, abilities)) if abilities else undefined("no measurable ability")
+        if not abilities:
+            return undefined("no measurable ability")
+        return interval(self.read.tax(setting, abilities), said=setting.why("abilities"))
 
     def _paired(self, arm: Arm, other: Setting | None, abilities: Sequence[str]) -> tuple[Array, Array] | Interval:
         """Taxes of the arm at matched reward 0.95 and of one of plain's settings, at the seeds that both have."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..measuring.statistics import Array, draws, item_weights
@@ -21,6 +21,7 @@ class Point:
         values: Split -> ``{"reward": {name: x}, "abilities": {…}, "drift": {…}}``, or None where it was not measured.
         scores: ``scores(split, "abilities.facts")`` reads the (items, k) sufficient statistics.
         found: What its methods searched or learned, such as ratios of blocks.
+        why: Why a number is undefined, or what must be known beside it, by key or whole group.
     """
 
     seed: int
@@ -31,6 +32,7 @@ class Point:
     values: Mapping[str, Mapping[str, Any] | None]
     scores: Callable[[str, str], Array]
     found: Sequence[Mapping[str, Any]] = ()
+    why: Mapping[str, str] = field(default_factory=dict)
 
     def value(self, split: str, key: str) -> float | None:
         """One measured number (``"reward.proxy"``); None where it is missing or not finite."""
@@ -41,11 +43,20 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One choice of an arm's swept values, at one step or as one variant: one point a seed."""
+    """One choice of an arm's swept values, at one step or as one variant: one point a seed.
+
+    Attributes:
+        decoding: How many times the decoding of one model it costs.
+    """
 
     label: str
     values: Mapping[str, Any]
     points: Mapping[int, Point]
+    decoding: int = 1
+
+    def why(self, key: str) -> str | None:
+        """Why a number (or those of a group) is undefined, or what must be known beside it."""
+        return next((point.why[key] for point in self.points.values() if key in point.why), None)
 
     def mean(self, split: str, key: str) -> float | None:
         """The seed mean of a measured number; None unless every seed has it."""
@@ -62,6 +73,7 @@ class Arm:
         seconds: Training time of each of its runs, that of its members included.
         members: Trainings that each of these is of.
         early_stopping: The arm without runs that is plain's checkpoints; its settings may be left empty.
+        yardstick: Why it is a curve to compare with and no remedy; empty for a remedy.
     """
 
     name: str
@@ -72,6 +84,7 @@ class Arm:
     seconds: Sequence[float] = ()
     members: int = 1
     peak_bytes: int | None = None
+    yardstick: str = ""
 
     def setting(self, label: str | None) -> Setting | None:
         """The setting of that label."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -81,6 +82,18 @@ def _scores(point: Point, key: str, items: int) -> Array:
     return scores
 
 
-def interval(quantity: Array, why: str = NOT_TESTED) -> Interval:
-    """The interval of draws, or the reason why a number in them is missing."""
-    return undefined(why) if quantity.shape[1] == 0 or np.isnan(quantity[0]).any() else student(quantity)
+def interval(quantity: Array, why: str = NOT_TESTED, *, said: str | None = None) -> Interval:
+    """The interval of draws, or the reason why a number in them is missing.
+
+    Args:
+        why: That reason.
+        said: What the points themselves say of the number: the reason, or what must be known beside it.
+    """
+    if quantity.shape[1] == 0 or np.isnan(quantity[0]).any():
+        return undefined(said or why if quantity.shape[1] else why)
+    return beside(student(quantity), said)
+
+
+def beside(number: Interval, said: str | None) -> Interval:
+    """A number with what must be known beside it, before any caution that it has."""
+    return replace(number, why="; ".join(filter(None, [said, number.why])) or None)

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from ..measuring.statistics import FEWEST_SEEDS, Interval
+from ..measuring.statistics import FEWEST_SEEDS, Interval, undefined
 from .choosing import Choices, with_plain_settings
 from .comparing import STRICTEST, Comparison
 from .points import Arm, Facts, Setting
-from .readings import interval
+from .readings import beside, interval
 from .verdict import verdict
 
 VERSION = 1
+REFERENCE = "a reference curve, left out of the verdict"
 
 
 def summarise(arms: Sequence[Arm], facts: Facts, choices: Choices) -> dict[str, Any]:
@@ -62,16 +63,18 @@ def _entry(study: Comparison, arm: Arm) -> dict[str, Any]:
         "methods": list(arm.methods),
         "plain": arm.plain,
         "early_stopping": arm.early_stopping,
+        **({"yardstick": arm.yardstick} if arm.yardstick else {}),
         "runs": len(arm.seconds) * arm.members,
         "members": arm.members,
         "settings": len(arm.settings),
         "tax": {name: study.tax(arm, name, study.select).json() for name in names},
         "report_tax": {name: study.tax(arm, name, study.report).json() for name in names},
-        "recovered": study.recovered(arm).json(),
-        "beyond_early_stopping": beyond.json(),
+        "recovered": _of(arm, study.recovered(arm)).json(),
+        "beyond_early_stopping": _of(arm, beyond).json(),
         "against_early_stopping": against,
-        "area": study.area(arm).json(),
+        "area": _of(arm, study.area(arm)).json(),
         "shown": {"choice": shown, "setting": setting.label if setting else None},
+        "decoding": _decoding(setting).json(),
         "reward": _group(study, "reward", setting),
         "share": study.share(setting).json(),
         "abilities": {m["name"]: _ability(study, m, setting) for m in _measures(study, "abilities")},
@@ -81,6 +84,16 @@ def _entry(study: Comparison, arm: Arm) -> dict[str, Any]:
         "chosen": {name: _choice(study, arm, name) for name in names},
         "points": _points(study, arm),
     }
+
+
+def _of(arm: Arm, number: Interval) -> Interval:
+    """A comparison; that of a reference curve says what it is."""
+    return beside(number, REFERENCE) if arm.yardstick and number.mean is not None else number
+
+
+def _decoding(setting: Setting | None) -> Interval:
+    """How many times the decoding of one model the shown setting costs; it is known, so there is no interval."""
+    return Interval(setting.decoding, n=len(setting.points)) if setting else undefined("no setting is shown")
 
 
 def _seconds(arm: Arm) -> Interval:
@@ -96,7 +109,9 @@ def _measures(study: Comparison, group: str) -> list[Mapping[str, Any]]:
 
 def _group(study: Comparison, group: str, setting: Setting | None) -> dict[str, Any]:
     names = [measure["name"] for measure in _measures(study, group)]
-    return {name: interval(study.read.number(setting, f"{group}.{name}")).json() for name in names}
+    keys = [(name, f"{group}.{name}") for name in names]
+    said = {key: setting.why(key) if setting else None for _, key in keys}
+    return {name: interval(study.read.number(setting, key), said=said[key]).json() for name, key in keys}
 
 
 def _ability(study: Comparison, measure: Mapping[str, Any], setting: Setting | None) -> dict[str, Any]:
@@ -106,7 +121,9 @@ def _ability(study: Comparison, measure: Mapping[str, Any], setting: Setting | N
     clear = name in study.select or name in study.report
     kept = study.read.retention(setting, name) if clear else value[:, :0]
     numbers = {"value": interval(value), "loss": interval(loss)}
-    numbers["retention"] = interval(kept) if clear else interval(kept, "left out: initial is too close to chance")
+    said = setting.why("abilities") if setting else None
+    why = "left out: initial is too close to chance"
+    numbers["retention"] = interval(kept, said=said) if clear else interval(kept, why)
     return {key: number.json() for key, number in numbers.items()}
 
 
@@ -116,7 +133,7 @@ def _choice(study: Comparison, arm: Arm, name: str) -> dict[str, Any]:
 
 
 def _points(study: Comparison, arm: Arm) -> list[dict[str, Any]]:
-    """The settings that are this arm's to draw, on test; plain's stopped ones are early stopping's."""
+    """The settings that are this arm's to draw, on test: a curve's all, and not plain's stopped ones."""
     chosen = study.choices.arms[arm.name]
     roles: dict[str, list[str]] = {}
     for name in chosen.named:
@@ -124,6 +141,8 @@ def _points(study: Comparison, arm: Arm) -> list[dict[str, Any]]:
             roles.setdefault(label, []).append(name)
     for label in () if arm.plain else chosen.area:
         roles.setdefault(label, []).append("area")
+    for label in chosen.curve:
+        roles.setdefault(label, []).append("curve")
     return [_point(study, arm.setting(label), role) for label, role in roles.items()]
 
 

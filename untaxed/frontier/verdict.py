@@ -15,13 +15,20 @@ def verdict(summary: Mapping[str, Any]) -> dict[str, Any]:
     """``{"verdict": sentence, "caveats": [sentences]}`` of a summary without them; writes Holm's p beside each p.
 
     An arm beats early stopping when the interval of tax(early stopping) - tax(arm), at matched reward 0.95, is above 0.
+    Reference curves are no arms that could win: a caveat says so of each.
     """
-    compared = [entry for entry in summary["arms"] if entry["against_early_stopping"] is not None]
+    compared = [entry for entry in _remedies(summary) if entry["against_early_stopping"] is not None]
     known = [entry for entry in compared if entry["against_early_stopping"]["p"] is not None]
     for entry, p in zip(known, holm([entry["against_early_stopping"]["p"] for entry in known])):
         entry["against_early_stopping"]["p_holm"] = p
     sentence = _sentence(summary, known)
     return {"verdict": sentence, "caveats": _caveats(summary, known)}
+
+
+def _remedies(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The arms that a study is about: not those that they are compared with."""
+    others = ("plain", "early_stopping", "yardstick")
+    return [entry for entry in summary["arms"] if not any(entry.get(what) for what in others)]
 
 
 def so_far(sentence: str) -> str:
@@ -86,7 +93,7 @@ def _best_of(known: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _reasons(summary: Mapping[str, Any]) -> str:
-    others = [entry for entry in summary["arms"] if not entry["plain"] and not entry["early_stopping"]]
+    others = _remedies(summary)
     return f" ({'; '.join(_reason(entry) for entry in others)})" if others else ""
 
 
@@ -101,6 +108,7 @@ def _caveats(summary: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> 
         *_about_plain(tax),
         *_about_multiplicity(known),
         *_about_missing(summary),
+        *(f"{entry['arm']} is {entry['yardstick']}." for entry in summary["arms"] if entry.get("yardstick")),
         *_about_seeds(summary),
     ]
 
@@ -123,7 +131,7 @@ def _about_multiplicity(known: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _about_missing(summary: Mapping[str, Any]) -> list[str]:
-    others = [entry for entry in summary["arms"] if not entry["plain"] and not entry["early_stopping"]]
+    others = _remedies(summary)
     missing = [entry for entry in others if entry["beyond_early_stopping"]["mean"] is None]
     if not missing or len(missing) == len(others):
         return []

@@ -14,6 +14,7 @@ from ..errors import DataError
 from .batching import Batch, Scored
 from .encoding import Remembered, encode
 from .forward import log_probs, pieces, totals
+from .sampling import Completions
 from .subject import Subject
 from .suite import Measure, Scores, Split
 
@@ -60,9 +61,14 @@ def length(name: str = "length") -> Measure:
     """Mean number of tokens of the policy's own samples, the end of text included."""
 
     def score(subject: Subject, split: Split) -> Scores:
-        return subject.completions(split).mask.sum(1).double().numpy()[:, None]
+        return token_counts(subject.completions(split))[:, None]
 
-    return Measure("drift", name, "mean", score, unit="tokens")
+    return Measure("drift", name, "mean", score, unit="tokens", each=token_counts)
+
+
+def token_counts(drawn: Completions) -> Scores:
+    """How many tokens each response has, the end of text included: ``(items,)``."""
+    return drawn.mask.sum(1).double().numpy()
 
 
 def perplexity(name: str, texts: Mapping[Split, Sequence[str]], *, max_tokens: int | None = None) -> Measure:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..decoding import LogitMixture
 from .batching import LOGIT_ENTRIES, Batch, Context
 from .places import only_places
 from .suite import Scores
@@ -56,13 +57,17 @@ def read(model: Any, rows: Tensor, columns: Tensor, **inputs: Any) -> tuple[Tens
     as it is. A model without such a layer computes all logits, of which those are taken.
 
     Args:
-        model: A causal language model of transformers.
+        model: A causal language model of transformers, or a mixture of two.
         rows: ``(places,)``.
         columns: ``(places,)``, positions in the row; -1 is the last.
         inputs: The model's, ``input_ids`` ``(rows, length)`` among them.
     Returns:
         The logits ``(places, vocabulary)`` and the model's whole output.
     """
+    if isinstance(model, LogitMixture):
+        cache = inputs.pop("past_key_values", None)
+        output = model.mixed(lambda part, own: read(part, rows, columns, past_key_values=own, **inputs), cache)
+        return output.logits, output
     with only_places(model, rows, columns, inputs["input_ids"].shape) as picked:
         output = model(**inputs)
     return (output.logits[0] if picked else output.logits[rows, columns]), output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ class Reading:
         scores: ``{"abilities.facts": (items, k) array}``, the sufficient statistics behind each value.
         texts: One ``{"prompt", "completion", "proxy", "gold"}`` a prompt where a reward was measured; a reward that
             was not is None.
+        why: Why a value is undefined (nan, without scores), or what must be known beside it, by key or whole group.
     """
 
     values: dict[Group, dict[str, float]]
     scores: dict[str, Scores]
     texts: list[dict[str, str | float | None]]
+    why: dict[str, str] = field(default_factory=dict)
 
 
 def measure(subject: Subject, split: Split, names: Collection[str] | None = None) -> Reading:

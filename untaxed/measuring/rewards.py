@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..errors import DataError, UntaxedError, short
+from .sampling import Completions
 from .subject import Subject
 from .suite import Measure, Reward, Scores, Split
 
@@ -24,11 +25,13 @@ def reward(name: str, fn: Reward) -> Measure:
         DataError: When measured: `fn` returned the wrong count, or a value that is not a finite number.
     """
 
-    def score(subject: Subject, split: Split) -> Scores:
-        drawn = subject.completions(split)
-        return rewards_of(name, fn, drawn.prompts, drawn.texts)[:, None]
+    def each(drawn: Completions) -> Scores:
+        return rewards_of(name, fn, drawn.prompts, drawn.texts)
 
-    return Measure("reward", name, "mean", score, unit="reward")
+    def score(subject: Subject, split: Split) -> Scores:
+        return each(subject.completions(split))[:, None]
+
+    return Measure("reward", name, "mean", score, unit="reward", each=each)
 
 
 def rewards_of(name: str, fn: Reward, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from .sampling import Completions
     from .subject import Subject
 
 Split = Literal["validation", "test"]
@@ -42,6 +43,7 @@ class Measure:
         compares: Whether it also looks at the initial model, token by token.
         show: Maps a subject, a split and places of items to these items with the model's answers; None: items of this
             measure have none.
+        each: One number a response, ``(items,)``, where the measure is the mean over responses; None for all others.
     """
 
     group: Group
@@ -52,6 +54,7 @@ class Measure:
     unit: str = "share right"
     compares: bool = False
     show: Callable[[Subject, Split, Sequence[int]], list[Shown]] | None = None
+    each: Callable[[Completions], Scores] | None = None
 
     @property
     def key(self) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 
 from .numbers import Cell, Summary
-from .tables import arms_table
+from .tables import arm_name, arms_table
 
 
 def markdown(summary: Summary) -> str:
     """Verdict, caveats, the table of arms with its notes, and the abilities that were left out."""
     table = arms_table(summary)
     head = ["arm", *(column.title for column in table.columns)]
-    rows = [[escaped(entry["arm"]), *map(_cell, cells)] for entry, cells in table.rows]
+    rows = [[escaped(arm_name(entry)), *map(_cell, cells)] for entry, cells in table.rows]
     lines = [
         *([f"Unfinished: {escaped(summary['unfinished'])}.", ""] if summary.get("unfinished") else []),
         f"**{escaped(summary['verdict'])}**",

@@ -55,7 +55,9 @@ class Notes:
 
     def number(self, why: str | None) -> int | None:
         """The number of a reason."""
-        if why is None or why in self.silent:
+        for quiet in self.silent:
+            why = None if why is None or why == quiet else why.removesuffix(f"; {quiet}")
+        if why is None:
             return None
         if why not in self.reasons:
             self.reasons.append(why)
@@ -66,7 +68,7 @@ class Notes:
         if interval is None or interval["mean"] is None:
             return Cell(NOTHING, note=self.number("not measured" if interval is None else interval["why"]))
         low, mean, high = interval["low"], interval["mean"], interval["high"]
-        places = decimals(low, mean, high)
+        places = 0 if isinstance(mean, int) else decimals(low, mean, high)  # a count is no measured number
         sign = "+" if signed and round(mean, places) > 0 else ""
         span = "" if low is None else f"{plain_number(low, places)} to {plain_number(high, places)}"
         fewer = self.seeds is not None and interval["n"] < self.seeds

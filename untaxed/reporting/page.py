@@ -19,7 +19,7 @@ from .numbers import Summary
 from .parts import part_panels, shares
 from .plots import CurvePlot, arm_looks, curve_plot, difference_bars, frontier_plot, legend_places
 from .samples import samples
-from .tables import abilities_table, arms_table
+from .tables import abilities_table, arm_name, arms_table
 
 FRONTIER_SIZES = {"wide": (660, 430), "narrow": (350, 340)}
 GROUPS = {"reward": "Reward", "drift": "Drift from the initial model", "abilities": "Abilities"}
@@ -41,6 +41,7 @@ WORDS = {
     "Matched reward 0.95": "the least tax among settings with at least 0.95 of what plain gains where it ships.",
     "Early stopping": "plain's own checkpoints at matched reward. It costs nothing, so a remedy has to beat it.",
     "Beyond early stopping": "tax of early stopping minus tax of the arm at matched reward 0.95; above 0 is better.",
+    "Reference": "a curve to compare with, no remedy: nothing is trained for it, and every text costs more to write.",
     "Recovered": "1 minus the arm's tax at matched reward 0.95 over plain's where it ships, on report abilities.",
     "Area": "share kept at a reward share or more, averaged over reward shares from 0 to 1; 1 is free alignment.",
     "Drift": "distance from initial without a task; forward KL in nats a token on texts of initial.",
@@ -85,6 +86,7 @@ def template(name: str) -> Any:
         lstrip_blocks=True,
         undefined=jinja.StrictUndefined,
     )
+    environment.globals["arm_name"] = arm_name
     return environment.get_template(name)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from .axes import Axis, Look, axis, looks
 from .curves import Curve
 from .numbers import Notes, Summary
+from .tables import arm_name
 
 
 @dataclass(frozen=True)
@@ -183,5 +184,7 @@ def difference_bars(summary: Summary) -> tuple[list[Bar], float]:
         left, right = scale(interval["low"]), scale(interval["high"])
         better = f"{against['better']} of {against['seeds']} seed{'' if against['seeds'] == 1 else 's'}"
         look = arm_looks(summary)[entry["arm"]]
-        bars.append(Bar(entry["arm"], look, cell.mean, cell.span, better, left, right - left, scale(interval["mean"])))
+        bars.append(
+            Bar(arm_name(entry), look, cell.mean, cell.span, better, left, right - left, scale(interval["mean"]))
+        )
     return bars, scale(0.0)

@@ -40,6 +40,10 @@ COLUMNS = (
     Column("drift, KL", lambda entry: entry["drift"].get("forward_kl"), 6),
     Column("seconds a seed", lambda entry: entry["seconds"], 9),
 )
+BESIDE_REFERENCES = (  # what tells reference curves from remedies; other studies are spared the columns
+    Column("drift, reverse KL", lambda entry: entry["drift"].get("reverse_kl"), 11),
+    Column("times the decoding", lambda entry: entry.get("decoding"), 10),
+)
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,16 @@ class Table:
     notes: list[str]
 
 
-def arms_table(summary: Summary, columns: Sequence[Column] = COLUMNS) -> Table:
+def arm_name(entry: Entry) -> str:
+    """An arm's name in tables; that of a reference curve says so."""
+    return f"{entry['arm']} (reference)" if entry.get("yardstick") else str(entry["arm"])
+
+
+def arms_table(summary: Summary, columns: Sequence[Column] | None = None) -> Table:
     """The table of arms with these columns, without those that the study does not measure."""
     entries, notes = summary["arms"], notes_of(summary)
+    if columns is None:
+        columns = (*COLUMNS, *BESIDE_REFERENCES) if any(entry.get("yardstick") for entry in entries) else COLUMNS
     columns = [column for column in columns if any(column.read(entry) is not None for entry in entries)]
     rows = [(entry, [notes.cell(column.read(entry), signed=column.signed) for column in columns]) for entry in entries]
     return Table(columns, rows, notes.reasons)

@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from .numbers import Cell, Summary
-from .tables import Column, Table, arms_table
+from .tables import Column, Table, arm_name, arms_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,7 @@ def terminal(summary: Summary, console: Console) -> None:
 
 def fitting(table: Table, width: int) -> list[Column]:
     """The columns that fit beside the names of the arms, the most telling first to stay."""
-    names = min(max((len(entry["arm"]) for entry, _ in table.rows), default=3), max(12, width // 3))
+    names = min(max((len(arm_name(entry)) for entry, _ in table.rows), default=3), max(12, width // 3))
     kept: set[Column] = set()
     room = width - names - 3
     for index, column in sorted(enumerate(table.columns), key=lambda pair: pair[1].rank):
@@ -56,7 +56,7 @@ def _drawn(table: Table) -> RichTable:
         title = "\n".join(column.title.rsplit(" ", 1)) if len(column.title) > 14 else column.title
         drawn.add_column(title, justify="right", vertical="top", no_wrap=False)
     for entry, cells in table.rows:
-        drawn.add_row(Text(entry["arm"]), *map(_lines, cells))
+        drawn.add_row(Text(arm_name(entry)), *map(_lines, cells))
     return drawn
 
 

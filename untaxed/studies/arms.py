@@ -3,7 +3,7 @@
 An *arm* is an item of `methods`; a *setting* is one choice of its swept values; a *run* is one training, shared by all
 settings whose training part is equal. Methods that act after training make *variants* of a run's kept checkpoints.
 A variant of several trainings is one of its arm's run; its *members* beside it are further runs, trained alike with
-seeds of their own, and no points of any arm.
+seeds of their own, and no points of any arm. What is made of the initial model alone belongs to a run without training.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ GIVEN_BY: Mapping[Need, str] = {  # what methods need -> the spec's key that giv
     "reference_sets": "data.reference_sets",
     "replay": "data.replay",
 }
+INITIAL = "initial"  # what a variant without training is made of
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ class SettingPlan:
     training: Chain
     after: Chain
 
+    @property
+    def of_initial(self) -> bool:
+        """Whether it is about the initial model alone, and its run has no training."""
+        return any(method.of_initial for method in self.after)
+
+    @property
+    def decoding_cost(self) -> int:
+        """How many times the decoding of one model it costs."""
+        return math.prod(method.decoding_cost for method in self.after)
+
 
 @dataclass(frozen=True)
 class ArmPlan:
@@ -64,6 +76,12 @@ class ArmPlan:
     @property
     def early_stopping(self) -> bool:
         return self.methods == ("early_stopping",)
+
+    @property
+    def yardstick(self) -> str:
+        """Why it is a curve to compare with and no remedy; empty for a remedy."""
+        methods = (method for setting in self.settings[:1] for method in (*setting.training, *setting.after))
+        return next((method.yardstick for method in methods if method.yardstick), "")
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,7 @@ class RunPlan:
     Attributes:
         members: The keys of the further runs that some of the variants are made of, in order.
         member: Whose member this run is; None where it is a run of an arm.
+        of_initial: Whether nothing is trained: its variants are made of the initial model.
     """
 
     key: str
@@ -96,6 +115,7 @@ class RunPlan:
     variants: tuple[Chain, ...]
     members: tuple[str, ...] = ()
     member: Member | None = None
+    of_initial: bool = False
 
     def wanted(self, keep: Sequence[str], *, merges: bool | None = None) -> list[tuple[Chain, str, str]]:
         """(methods, kind of kept checkpoint, the point's name) of every variant that the arms want.
@@ -104,7 +124,7 @@ class RunPlan:
             keep: The kinds of kept checkpoints.
             merges: Only the variants of several trainings, or only those of this one alone; None: all.
         """
-        kinds = [kind for kind in keep if kind != "all"]
+        kinds = [INITIAL] if self.of_initial else [kind for kind in keep if kind != "all"]
         chains = [after for after in self.variants if merges in (None, trainings(after) > 1)]
         return [(after, of, variant_name(after, of)) for after in chains for of in kinds]
 
@@ -143,10 +163,27 @@ def _arm(item: Any, where: str) -> ArmPlan:
         )
     if len(set(names)) < len(names):
         raise SpecError(f"{where}: a method stands twice in one arm")
+    _check_decoding(parts, where)
     if len(merging := [part.name for part in parts if "members" in part.row.needs]) > 1:
         raise SpecError(f"{where}: {' and '.join(merging)} each make one model of all members; give each an arm")
     written = [{part.name: part.given} for part in parts]
     return ArmPlan(" + ".join(names), names, written, tuple(_settings(parts)))
+
+
+def _check_decoding(parts: Sequence[Part], where: str) -> None:
+    """What writes otherwise than by its own weights leaves none for others to act on."""
+    for part in parts if len(parts) > 1 else ():
+        others = " and ".join(one.name for one in parts if one is not part)
+        if part.row.of_initial:
+            raise SpecError(
+                f"{where}: {part.name} is about the initial model alone, which {others} cannot change; make it an arm "
+                "of its own"
+            )
+        if "decoding" in part.row.acts and part is not parts[-1]:
+            raise SpecError(
+                f"{where}: {part.name} mixes models as they write, which leaves no weights for what stands behind it "
+                f"({parts[-1].name}); put it last"
+            )
 
 
 def _settings(parts: Sequence[Part]) -> Iterator[SettingPlan]:
@@ -166,7 +203,7 @@ def _settings(parts: Sequence[Part]) -> Iterator[SettingPlan]:
             label=", ".join(f"{key}={value}" for key, value in values.items()),
             values=values,
             training=tuple(method for method in built if method.trains),
-            after=tuple(method for method in built if "after" in method.acts),
+            after=tuple(method for method in built if method.acts & {"after", "decoding"}),
         )
 
 
@@ -241,8 +278,8 @@ def plan_runs(arms: Sequence[ArmPlan], seeds: Sequence[int], identity: Any) -> d
     """
     runs: dict[str, RunPlan] = {}
     for setting, seed in itertools.product((setting for arm in arms for setting in arm.settings), seeds):
-        key = run_key(identity, setting.training, seed)
-        run = runs.get(key) or RunPlan(key, seed, setting.training, ())
+        key = setting_key(identity, setting, seed)
+        run = runs.get(key) or RunPlan(key, seed, setting.training, (), of_initial=setting.of_initial)
         new = (setting.after,) if setting.after and setting.after not in run.variants else ()
         members = max(run.members, member_keys(identity, setting, seed), key=len)
         runs[key] = replace(run, variants=run.variants + new, members=members)
@@ -251,6 +288,11 @@ def plan_runs(arms: Sequence[ArmPlan], seeds: Sequence[int], identity: Any) -> d
             whose = Member(run.key, run.seed, number)
             runs.setdefault(key, RunPlan(key, member_seed(run.seed, number), run.training, (), member=whose))
     return runs
+
+
+def writes_weights(after: Chain) -> bool:
+    """Whether a variant is a set of weights, which can be saved."""
+    return not any("decoding" in method.acts for method in after)
 
 
 def trainings(after: Chain) -> int:
@@ -270,12 +312,18 @@ def member_keys(identity: Any, setting: SettingPlan, seed: int) -> tuple[str, ..
     return tuple(run_key(identity, setting.training, member_seed(seed, number)) for number in numbers)
 
 
-def run_key(identity: Any, training: Chain, seed: int) -> str:
-    """A short name that is equal for equal trainings and different for different ones."""
+def setting_key(identity: Any, setting: SettingPlan, seed: int) -> str:
+    """The key of the run that a setting belongs to at a seed."""
+    return run_key(identity, setting.training, seed, of_initial=setting.of_initial)
+
+
+def run_key(identity: Any, training: Chain, seed: int, *, of_initial: bool = False) -> str:
+    """A short name that is equal for equal trainings and different for different ones, and for none at all."""
     shared, inputs = {key: value for key, value in identity.items() if key != "inputs"}, identity.get("inputs", {})
     content = {"identity": shared, "methods": described(training), "seed": seed}
     if used := {need: inputs[need] for method in training for need in sorted(method.needed) if need in inputs}:
         content["inputs"] = used  # data that only some methods read makes no other run of the rest
+    content |= {"of": INITIAL} if of_initial else {}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

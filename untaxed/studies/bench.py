@@ -167,6 +167,8 @@ def prepare(spec: StudySpec) -> Bench:
         given=task.given,
         free_every=1 if name is None else free_every(name, arguments),
         shapes=check_model_dir(task.initial),
+        rewards=[one.name for one in task.suite.group("reward")],
+        temperature=task.suite.sampling.temperature,
     )
     check_arms(arms, context)
     if name is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunFailed, UsageError
-from .arms import Chain, RunPlan, described, variant, variant_name
+from .arms import INITIAL, Chain, RunPlan, described, variant, variant_name
 from .events import counted
 from .points import Point, Points
 from .store import VERSION, Store, remove, write_atomic, write_json
@@ -107,7 +107,7 @@ def noted_otherwise(store: Store, run: RunPlan, keep: Sequence[str]) -> list[Lac
 
 def _about(run: RunPlan) -> dict[str, Any]:
     """What a result says of which run it is."""
-    about = {"version": VERSION, "key": run.key, "seed": run.seed}
+    about = {"version": VERSION, "key": run.key, "seed": run.seed, **({"of": INITIAL} if run.of_initial else {})}
     return about if run.member is None else {**about, "member": {"seed": run.member.seed, "number": run.member.number}}
 
 
@@ -143,6 +143,8 @@ def has_weights(store: Store, key: str, point: Point) -> bool:
 
 def lacks_weights(store: Store, run: RunPlan, points: Points, keep: Sequence[str]) -> bool:
     """Whether a run has to be trained again, since variants are wanted of a checkpoint whose weights were not kept."""
+    if run.of_initial:
+        return False
     kinds = {of for _, of, name in run.wanted(keep) if name not in points.names()}
     return lacks_kept(store, run.key, points, kinds)
 

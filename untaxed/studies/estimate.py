@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import training
+from ..decoding import BestOfN
 from ..measuring import measure
-from .arms import RunPlan
+from .arms import Chain, RunPlan, writes_weights
 from .bench import Bench
 from .endings import has_weights
 from .events import counted
 from .store import Store
 
 PROBED_STEPS = 2
+SAMPLED = 0.25  # of the time of a measurement, about so much draws and rates a response a prompt
 CHOSEN = 0.75  # of what is measured, about so much is chosen by some arm and tested
 
 
@@ -57,20 +60,32 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Rest:
-    """What is left of one run: whether it is trained, the models measured then and after, and whether any is chosen."""
+    """What is left of one run.
+
+    Attributes:
+        trains: Whether it is trained.
+        trained: Models measured then.
+        variants: Models measured after.
+        member: Whether none of them is chosen.
+        searched: Models measured to find variants.
+        saved: Variants that have weights.
+        passes: Models that measuring the variants is worth: one that writes with two models counts twice.
+    """
 
     trains: bool
     trained: int
     variants: int
     member: bool
     searched: int
+    saved: int
+    passes: float
 
     @property
     def measured(self) -> float:
-        """Models measured: on validation, the last step and what is chosen on test too."""
+        """Models measured, by what they cost: on validation, the last step and what is chosen on test too."""
         if self.member:
             return self.trained + self.trains
-        return (self.trained + self.variants) * (1 + CHOSEN) + self.searched
+        return (self.trained + self.passes) * (1 + CHOSEN) + self.searched
 
 
 def estimate(
@@ -112,7 +127,7 @@ def estimate(
         searched=max((one.searched for one in rest), default=0),
         seconds=None if seconds is None else max([sum(seconds) / side_by_side, *seconds]),
         basis=basis,
-        disk_bytes=weights * (there + sum(_own(one, facts) + one.variants for one in rest)),
+        disk_bytes=weights * (there + sum(_own(one, facts) + one.saved for one in rest)),
         kept_bytes=weights * (there + sum(_own(one, facts) if "all" in keep else _own(one, facts) > 0 for one in rest)),
     )
 
@@ -121,8 +136,24 @@ def _rest(store: Store, run: RunPlan, facts: Mapping[str, Any], keep: Sequence[s
     result = store.result(run.key)
     names = {point["name"] for point in result["points"]} if result and not trains else set()
     left = [after for after, _, name in run.wanted(keep) if name not in names]
-    searched = sum(method.measurements for after in left for method in after)
-    return _Rest(trains, measured_models(run, facts) if trains else 0, len(left), run.member is not None, searched)
+    return _Rest(
+        trains=trains,
+        trained=measured_models(run, facts) if trains else 0,
+        variants=len(left),
+        member=run.member is not None,
+        searched=sum(method.measurements for after in left for method in after),
+        saved=sum(map(writes_weights, left)),
+        passes=_responses(left) * SAMPLED if run.of_initial else sum(_passes(after) for after in left),
+    )
+
+
+def _passes(after: Chain) -> int:
+    return math.prod(method.decoding_cost for method in after)
+
+
+def _responses(left: Sequence[Chain]) -> int:
+    """How many responses a prompt are drawn for all variants of the initial model together."""
+    return max((method.samples for after in left for method in after if isinstance(method, BestOfN)), default=0)
 
 
 def measured_models(run: RunPlan, facts: Mapping[str, Any]) -> int:
@@ -168,7 +199,7 @@ def _costs(
     store: Store, runs: Mapping[str, RunPlan], steps: int, probed: Mapping[str, float] | None
 ) -> tuple[tuple[float, float] | None, str]:
     """Seconds of one training and of one measurement on one split, and where they are known from."""
-    results = [store.result(key) for key in runs]
+    results = [store.result(key) for key, run in runs.items() if not run.of_initial]
     known = [result for result in results if result and result["status"] == "done" and result["seconds"]]
     if known:
         training = [result["train_seconds"] or 0.0 for result in known]

@@ -51,7 +51,7 @@ def make(
 
     Args:
         made_of: The checkpoint, and those of the run's members.
-        after: The methods that act on it, one after the other.
+        after: The methods that act on it, one after the other; one that acts as the model writes is left out.
         model: The checkpoint, loaded.
         members: Gives the weights of the other trainings as they are before the method at a place.
         tell: Takes a few words on how far the work is.
@@ -60,7 +60,7 @@ def make(
         how many ``measurements`` it cost.
     """
     folder, judge, all_found = _folder(store, run, made_of, after), Judge(bench, store, model), list[Found]()
-    for number, method in enumerate(after):
+    for number, method in enumerate(method for method in after if "after" in method.acts):
         keeper = Keeper(folder / f"{number}-{method.name}")
         making = Making(
             initial=dict(bench.initial.model.named_parameters()),

@@ -59,6 +59,7 @@ class Points:
         stored = self._stored(point)
         for split, reading in readings.items():
             stored[split] = split_values(reading)
+            stored |= {"why": reading.why} if reading.why else {}
             self.scores |= {f"{name}/{split}/{key}": scores for key, scores in reading.scores.items()}
         if "validation" in readings:
             self.texts[name] = [dict(text) for text in readings["validation"].texts[:TEXTS]]

@@ -14,6 +14,8 @@ from ..errors import StoreError
 from .sound import check_results, scores_of
 from .store import Store
 
+OF = {"last": "last step", "best_proxy": "best proxy reward", "initial": "initial model"}
+
 
 def load_results(directory: str | Path) -> list[dict[str, Any]]:
     """Reads every measured point of a study: one dict a point, the initial model's first.
@@ -158,6 +160,7 @@ class Results:
             seconds=[sum(each) for each in seconds if None not in each],
             members=max(map(len, _runs_of(own)), default=1),
             peak_bytes=max(peaks, default=None),
+            yardstick=arm.get("yardstick", ""),
         )
 
     def _trained(self, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -183,6 +186,7 @@ class Results:
                     seed: _point(point, seed, self._store.run(key) / "scores.npz")
                     for seed, (key, point) in points.items()
                 },
+                decoding=setting.get("decoding", 1),
             )
 
 
@@ -199,6 +203,7 @@ def _point(point: Mapping[str, Any], seed: int, scores: Path) -> frontier.Point:
         values={"validation": point["validation"], "test": point["test"]},
         scores=read,
         found=point.get("found", ()),
+        why=point.get("why", {}),
     )
 
 
@@ -218,7 +223,7 @@ def _without_of(variant: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _moment(point: Mapping[str, Any]) -> str:
     """Where in its run a setting's points lie, in words; the best checkpoint's step differs from seed to seed."""
     if point["variant"] is not None:
-        return "of the " + {"last": "last step", "best_proxy": "best proxy reward"}[point["variant"]["of"]]
+        return f"of the {OF[point['variant']['of']]}"
     phase = {"before": " before the reset", "after": " after the reset", None: ""}[point["phase"]]
     return f"step {point['step']}{phase}"
 

@@ -120,7 +120,7 @@ def _make(bench: Bench, store: Store, run: RunPlan, reporter: Reporter) -> list[
     reporter.warnings = points.notes
     started = time.perf_counter() - points.seconds
     if points.outcome is None:
-        trained = _measure_given if bench.aligned else _train
+        trained = _nothing if run.of_initial else _measure_given if bench.aligned else _train
         points.outcome = trained(bench, store, run, points, started, reporter)
         points.save_progress(directory)
     if earlier is not None and earlier["status"] == "done" and not points.take_over(Points.load(directory)):
@@ -225,7 +225,7 @@ def _trainer(bench: Bench, store: Store, run: RunPlan) -> tuple[Any, training.At
 
 def _train_along(bench: Bench, store: Store, run: RunPlan, again: bool) -> None:
     """The part of a launcher's other processes; the first one decides by the same files whether there is training."""
-    if bench.aligned or _is_trained(bench, store, run, again):
+    if bench.aligned or run.of_initial or _is_trained(bench, store, run, again):
         return
     if _progress(bench, store, run).outcome is None:
         trainer, attached = _trainer(bench, store, run)
@@ -235,6 +235,14 @@ def _train_along(bench: Bench, store: Store, run: RunPlan, again: bool) -> None:
 def is_first() -> bool:
     """True in the first process of a launcher, and where there is only one."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _nothing(
+    bench: Bench, store: Store, run: RunPlan, points: Points, started: float, reporter: Reporter
+) -> dict[str, Any]:
+    """In the place of training, where the run is about the initial model alone."""
+    reporter.started = True
+    return {"train_seconds": None, "peak_bytes": None}
 
 
 def _measure_given(

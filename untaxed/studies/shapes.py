@@ -22,7 +22,7 @@ class _Split(Shape):
 
 class _Variant(Shape):
     method: str
-    of: Literal["last", "best_proxy"]
+    of: Literal["last", "best_proxy", "initial"]
 
 
 class _Point(Shape):
@@ -33,6 +33,7 @@ class _Point(Shape):
     validation: _Split
     test: _Split | None
     weights: str | None
+    why: dict[str, str] = {}
 
 
 class _InitialPoint(_Point):
@@ -64,6 +65,7 @@ class RunFile(Shape):
     why: str | None
     seed: int
     member: _Member | None = None
+    of: Literal["initial"] | None = None
     methods: list[Any]
     points: list[_Point]
     seconds: float | None
@@ -77,7 +79,8 @@ class RunFile(Shape):
         names = Counter(point.name for point in self.points)
         if twice := [name for name, count in names.items() if count > 1]:
             raise ValueError(f"points: {twice[0]} stands there {names[twice[0]]} times")
-        if self.status == "done" and all(point.variant is not None for point in self.points):
+        trained = self.status == "done" and self.of is None
+        if trained and all(point.variant is not None for point in self.points):
             raise ValueError("points: there is none of the training of a run that is done")
         return self
 
@@ -102,6 +105,7 @@ class _Setting(Shape):
     values: dict[str, Any]
     variant: dict[str, Any] | None
     runs: dict[Annotated[str, Field(pattern=r"^\d+$")], str]
+    decoding: int = 1
     members: dict[Annotated[str, Field(pattern=r"^\d+$")], list[str]] = {}
 
 
@@ -110,6 +114,7 @@ class _Arm(Shape):
     methods: list[Any]
     plain: bool
     early_stopping: bool
+    yardstick: str = ""
     settings: list[_Setting]
 
 

@@ -13,12 +13,13 @@ from ..errors import RunFailed, StoreError
 from ..measuring import measure
 from ..measuring.suite import SPLITS, Split
 from ..method import Weights
-from .arms import Chain, RunPlan, variant
+from .arms import INITIAL, Chain, RunPlan, variant, writes_weights
 from .bench import Bench
 from .card import write_card
 from .endings import Lacking, has_weights, lack, one_line
 from .events import Event, Listener
 from .making import Source, make
+from .of_initial import measure_of_initial
 from .points import Point, Points
 from .progress import Reporter
 from .store import WRITING, Store, disk_full, locked, remove, write_atomic, write_json
@@ -72,6 +73,9 @@ def make_variants(
 def _make_variant(
     bench: Bench, store: Store, run: RunPlan, points: Points, reporter: Reporter, after: Chain, of: str, name: str
 ) -> None:
+    if run.of_initial:
+        measure_of_initial(bench, store, run, points, after, SPLITS[:1], partial(reporter.stage, of=name))
+        return
     source = points.get(points.kept(of))
     nothing = {"weights": None, "validation": None, "test": None}
     point = {**source, "name": name, "variant": variant(after, of), **nothing}
@@ -100,11 +104,13 @@ def _alike(bench: Bench, store: Store, run: RunPlan, points: Points, name: str, 
 
 
 def sources(store: Store, run: RunPlan, points: Points, after: Chain, of: str) -> list[Source]:
-    """The kept checkpoints that a variant is made of: its run's, then those of its members.
+    """The kept checkpoints that a variant is made of: its run's, then those of its members; none of the initial model.
 
     Raises:
         RunFailed: A member has no checkpoints.
     """
+    if run.of_initial:
+        return []
     found = [(run.key, points.get(points.kept(of)))]
     for number, key in enumerate(run.made_of(after)[1:], start=1):
         result = store.result(key)
@@ -132,7 +138,8 @@ def _variant_model(
         theirs = [_variant_model(bench, store, replace(run, key=one[0]), [one], after[:place])[0] for one in others]
         return [dict(model.named_parameters()) for model in theirs]
 
-    return model, make(bench, store, run, made_of, after, model, members, tell)
+    found = make(bench, store, run, made_of, after, model, members, tell)
+    return (model if writes_weights(after) else after[-1].decoded(bench.initial.model, model)), found
 
 
 def _load(bench: Bench, store: Store, key: str, point: Point) -> Any:
@@ -144,7 +151,7 @@ def _load(bench: Bench, store: Store, key: str, point: Point) -> Any:
 
 
 def measure_test(bench: Bench, store: Store, run: RunPlan, names: Iterable[str], listen: Listener) -> None:
-    """Measures chosen points of a complete run on test; chosen variants keep their weights from here on."""
+    """Measures chosen points of a complete run on test; chosen variants that have weights keep them from here on."""
     directory = store.run(run.key)
     with locked(directory / ".lock", what=f"run {run.key}"):
         result, points = store.result(run.key), Points.load(directory)
@@ -154,23 +161,33 @@ def measure_test(bench: Bench, store: Store, run: RunPlan, names: Iterable[str],
             point = points.get(name)
             if point["test"] is not None:
                 continue
-            listen(Event("run", run.key, f"testing {name}", bench.steps, bench.steps))
+            _tell_test(listen, bench, run, f"testing {name}")
+            if run.of_initial:
+                tell = partial(_tell_test, listen, bench, run)
+                measure_of_initial(bench, store, run, points, wanted[name][0], ["test"], tell)
+                continue
+            saved = name in wanted and writes_weights(wanted[name][0])
             if name in wanted:
                 made_of = sources(store, run, points, *wanted[name])
                 model, _ = _variant_model(bench, store, run, made_of, wanted[name][0])
+            else:
+                model = _load(bench, store, run.key, point)
+            if saved:
                 point = point | {"weights": f"weights/{name}"}
                 with WRITING:
                     save_model(model, bench.tokenizer, directory / point["weights"])
-            else:
-                model = _load(bench, store, run.key, point)
             if alike := _alike(bench, store, run, points, name, "test"):
                 points.put_alike(point, alike, "test")
             else:
                 measure_point(bench, points, point, model, ["test"])
-            if name in wanted:
+            if saved:
                 _write_card(bench, store, run, points, points.get(name), *wanted[name])
         points.save(directory, {key: value for key, value in result.items() if key not in ("points", "notes")})
         listen(Event("tested", run.key))
+
+
+def _tell_test(listen: Listener, bench: Bench, run: RunPlan, text: str) -> None:
+    listen(Event("run", run.key, text, bench.steps, bench.steps))
 
 
 def _write_card(bench: Bench, store: Store, run: RunPlan, points: Points, point: Point, after: Chain, of: str) -> None:
@@ -182,7 +199,7 @@ def _write_card(bench: Bench, store: Store, run: RunPlan, points: Points, point:
 def prune(store: Store, key: str, *, kinds: Iterable[str], chosen: Iterable[str]) -> None:
     """Removes the weights of a complete run that are neither of a kept kind nor chosen; its result says so first."""
     result = store.result(key)
-    if result is None or result["status"] == "failed":
+    if result is None or result["status"] == "failed" or result.get("of") == INITIAL:
         return
     points = Points(result["points"])
     stay = {*chosen, *(points.kept(kind) for kind in kinds)}

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UntaxedError
 from ..method import Context, Method, Need
-from .arms import ArmPlan, RunPlan, check_arms, member_keys, plan_arms, plan_runs, run_key, trainings, variant
+from .arms import ArmPlan, RunPlan, check_arms, member_keys, plan_arms, plan_runs, setting_key, trainings, variant
 from .begin import begun
 from .endings import has_weights, lacks_kept, lacks_weights, record_failure
 from .estimate import failures, tally
@@ -86,13 +86,15 @@ class Work:
         identity, seeds = self.facts["identity"], self.spec.seeds
         settings: list[dict[str, Any]] = []
         for setting in arm.settings:
-            keys = {seed: run_key(identity, setting.training, seed) for seed in seeds}
+            keys = {seed: setting_key(identity, setting, seed) for seed in seeds}
             what = {"setting": setting.label, "values": dict(setting.values), "variant": variant(setting.after)}
-            settings.append({**what, "runs": keys})
+            cost = {"decoding": setting.decoding_cost} if setting.decoding_cost > 1 else {}
+            settings.append({**what, "runs": keys, **cost})
             if trainings(setting.after) > 1:
                 settings[-1]["members"] = {seed: list(member_keys(identity, setting, seed)) for seed in seeds}
         kind = {"plain": arm.plain, "early_stopping": arm.early_stopping}
-        return {"arm": arm.label, "methods": arm.written, **kind, "settings": settings}
+        yardstick = {"yardstick": arm.yardstick} if arm.yardstick else {}
+        return {"arm": arm.label, "methods": arm.written, **kind, **yardstick, "settings": settings}
 
     # --- 3 ---------------------------------------------------------------------------------------------------------
 
@@ -121,10 +123,13 @@ class Work:
 
     def any_done(self) -> bool:
         """Whether a run tells what one costs."""
-        return any((self.store.result(key) or {}).get("status") == "done" for key in self.runs)
+        trained = [key for key, run in self.runs.items() if not run.of_initial]
+        return any((self.store.result(key) or {}).get("status") == "done" for key in trained)
 
     def to_train(self, run: RunPlan) -> bool:
         """Whether a run is trained, or trained again since weights that are needed were not kept."""
+        if run.of_initial:
+            return False
         result = self.store.result(run.key)
         if result is None or result["status"] == "failed" or run.key in self._again:
             return True
@@ -203,6 +208,9 @@ class Work:
 
     def label(self, run: RunPlan) -> str:
         """A run in words: its methods, their settings where these are not the default, its seed."""
+        if run.of_initial:
+            names = dict.fromkeys(method.name for after in run.variants for method in after)
+            return f"{' and '.join(names)} of the initial model, {run.whose}"
         return f"{' + '.join(map(_in_words, run.training)) or 'plain'}, {run.whose}"
 
     # --- 4 ---------------------------------------------------------------------------------------------------------
