@@ -14,7 +14,7 @@ from untaxed import average, methods
 from untaxed.errors import Unsupported
 from untaxed.merging import blended, heterogeneous_average, learn_ratios, partition, token_batches
 
-SAID = r"is an adapter's, whose factors .* merge_and_unload\(\) first, or give `average` or `merge` checkpoints, MODEL\+ADAPTER"
+SAID = r"is an adapter's, whose factors .* merge_and_unload\(\) first, or give .* checkpoints, MODEL\+ADAPTER"
 PLAIN = {f"h.{n}.w.weight": torch.zeros(2, 2) for n in range(2)}
 
 
