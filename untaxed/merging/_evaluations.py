@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import StoreError
+from ..errors import StoreError, UsageError, short
 from ._goals import Evaluation
 
 VERSION = 1
@@ -35,7 +35,7 @@ class Log:
         return self.found.get(tuple(ratios.values()))
 
     def add(self, evaluation: Evaluation) -> Evaluation:
-        """Puts an evaluation to the others; returns it as it will be read."""
+        """Puts an evaluation to the others; returns it as it will be read: what is no plain value is its text."""
         line = {"ratios": evaluation.ratios, "values": plain(evaluation.values), "seconds": evaluation.seconds}
         text = json.dumps(line, allow_nan=False)
         if self.file is not None:
@@ -81,6 +81,18 @@ class Log:
             raise StoreError(f"{self.path}, line {number}, is damaged; remove it") from None
 
 
+def check_plain(name: str, values: Mapping[str, Any]) -> None:
+    """Raises `UsageError` unless values are as JSON has them, and so equal to themselves when they are read again."""
+    for key, value in values.items():
+        try:
+            json.dumps({key: value}, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            raise UsageError(
+                f"{name}[{key!r}] must be plain: finite numbers, texts, truth values, and lists and mappings of them; "
+                f"got {short(value)}"
+            ) from None
+
+
 @contextmanager
 def opened(path: str | Path | None, problem: Mapping[str, Any]) -> Iterator[Log]:
     """The log at a path, for this process alone; in memory where there is none."""
@@ -102,7 +114,7 @@ def opened(path: str | Path | None, problem: Mapping[str, Any]) -> Iterator[Log]
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as JSON has them: what is not finite is null."""
+    """Values as JSON has them: what is not finite is null, and what is no number, text, list or mapping its text."""
 
     def made(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -111,7 +123,9 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
             return [made(inner) for inner in value]
         if hasattr(value, "tolist"):  # of numpy, of torch
             return made(value.tolist())
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else None
+        return value if value is None or isinstance(value, str | int) else short(value, 200)
 
     return {str(key): made(value) for key, value in values.items()}
 
