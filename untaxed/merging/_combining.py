@@ -117,8 +117,8 @@ def only_kept(model: Tensor, base: Tensor, falls: Tensor, weight: float) -> Tens
 
 
 def _votes(weights: Sequence[float]) -> list[float]:
-    """Weights over the least of them. Of equal ones no product is rounded, so that changes which cancel sum to exactly 0;
-    torch fuses multiplying and adding in some entries of a tensor and not in others, and the rest would decide.
+    """Weights over the least of them. Of equal ones no product is rounded, so that changes which cancel sum to exactly
+    0; torch fuses multiplying and adding in some entries of a tensor and not in others, and the rest would decide.
     """
     least, most = min(map(abs, weights)), max(map(abs, weights))
     return [weight / least for weight in weights] if most < FAR * least else list(weights)

@@ -81,8 +81,8 @@ def search_ratios(
 
     Args:
         evaluate: From ratios by block to ``reward`` and ``tax`` (None where undefined) and whatever else shall be
-            logged, as text what is no plain value; measured on validation, and on the abilities that may be chosen on. Within `blended` it costs a
-            pass over memory: ``blend.write(ratios)``, then measure.
+            logged, as its text where it is no plain value; measured on validation, and on the abilities that may be
+            chosen on. Within `blended` it costs a pass over memory: ``blend.write(ratios)``, then measure.
         partition: The blocks.
         goal: `MostReward`, `LeastTax` or `Front`.
         initial_share: The mean that the ratios keep; None: none, and then averaging is searched with them.
