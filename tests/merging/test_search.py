@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -307,3 +308,19 @@ def test_an_about_that_is_given_again_opens_its_log(tmp_path: Path) -> None:
         for _ in range(2)
     )
     assert (first, second) == (3, 0)
+
+
+def test_a_full_disk_is_one_line_and_what_was_measured_stays(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    search_ratios(world, cut(), Front(), evaluations=2, log=log)
+    before, limits = log.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    signals = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 50, limits[1]))  # ends within a line
+    try:
+        with pytest.raises(StoreError, match=r"log cannot be written: File too large"):
+            search_ratios(world, cut(), Front(), evaluations=5, log=log)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, signals)
+    assert log.read_bytes() == before
+    assert search_ratios(world, cut(), Front(), evaluations=5, log=log).measured == 3

@@ -7,9 +7,10 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import StoreError, UsageError, short
 from ._goals import Evaluation
@@ -25,7 +26,7 @@ class Log:
     starts. A line that a kill cut off is dropped when the file is opened again.
     """
 
-    def __init__(self, file: BinaryIO | None, problem: Mapping[str, Any], path: Path | None = None) -> None:
+    def __init__(self, file: FileIO | None, problem: Mapping[str, Any], path: Path | None = None) -> None:
         self.file, self.path = file, path
         self.found: dict[Key, Evaluation] = {}
         if file is not None:
@@ -47,12 +48,14 @@ class Log:
     def _write(self, text: str) -> None:
         assert self.file is not None
         start = self.file.seek(0, os.SEEK_END)
+        rest = memoryview(text.encode() + b"\n")
         try:
-            self.file.write(text.encode() + b"\n")
-            self.file.flush()
+            while rest:
+                rest = rest[self.file.write(rest) :]
             os.fsync(self.file.fileno())
         except OSError as error:
-            self.file.truncate(start)
+            with suppress(OSError):  # where not even that can be done, the line is dropped at the next opening
+                self.file.truncate(start)
             raise StoreError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def _read(self, header: Mapping[str, Any]) -> None:
@@ -102,7 +105,7 @@ def opened(path: str | Path | None, problem: Mapping[str, Any]) -> Iterator[Log]
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+b")  # noqa: SIM115
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115 - a buffer would try a full disk again
     except OSError as error:
         raise StoreError(f"{path} cannot be opened: {error.strerror}") from None
     with file:
