@@ -324,3 +324,8 @@ def test_a_full_disk_is_one_line_and_what_was_measured_stays(tmp_path: Path) -> 
         signal.signal(signal.SIGXFSZ, signals)
     assert log.read_bytes() == before
     assert search_ratios(world, cut(), Front(), evaluations=5, log=log).measured == 3
+
+
+def test_a_device_is_no_log() -> None:
+    with pytest.raises(StoreError, match="/dev/full cannot be opened: it is no file"):
+        search_ratios(world, cut(), Front(), evaluations=3, log="/dev/full")

@@ -103,6 +103,8 @@ def opened(path: str | Path | None, problem: Mapping[str, Any]) -> Iterator[Log]
         yield Log(None, problem)
         return
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a device may have no end to read to
+        raise StoreError(f"{path} cannot be opened: it is no file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+b", buffering=0)  # noqa: SIM115 - a buffer would try a full disk again
