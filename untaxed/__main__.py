@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from .errors import INTERRUPTED
+from .errors import UNSTARTED
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
 
 def _leave(signum: int, frame: FrameType | None) -> None:
     """Ends the process at once: an exception would be lost, or printed, inside the imports of others."""
-    sys.stderr.write(f"{INTERRUPTED}\n")
+    sys.stderr.write(f"{UNSTARTED}\n")
     sys.stderr.flush()
     os._exit(130)
 

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from types import ModuleType
 
 INTERRUPTED = "interrupted: what was finished is kept; give the same command again to go on"  # exit code 130
+UNSTARTED = "interrupted before anything was begun; give the same command again"  # the same, during imports
 
 
 class UntaxedError(Exception):

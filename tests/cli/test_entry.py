@@ -23,6 +23,11 @@ class AtFirstHeavyImport:
 sys.meta_path.insert(0, AtFirstHeavyImport())
 """
 
+PLANNING = """
+from untaxed import merging
+merging.make_plan = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
+"""
+
 
 def begun(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
@@ -43,6 +48,19 @@ def test_ctrl_c_during_imports_is_one_line_and_130() -> None:
         done = begun(STRIKE + code, "doctor")
         assert done.returncode == 130, done.stderr
         assert done.stderr == "interrupted: what was finished is kept; give the same command again to go on\n"
+
+
+def test_ctrl_c_before_a_merge_has_begun_promises_nothing(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("merge_method: linear")
+    words = ["merge", str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]
+    run = "from untaxed.__main__ import main; main()"
+    early = "interrupted before anything was begun; give the same command again\n"
+    for module, said in {"typer": early, "torch": "interrupted: nothing was written; start again\n"}.items():
+        done = begun(STRIKE.replace("torch", module) + run, *words)
+        assert (done.returncode, done.stderr) == (130, said)
+    planning = STRIKE.partition("class")[0] + PLANNING + run
+    assert begun(planning, *words).stderr == "interrupted: nothing was written; start again\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
 def test_the_console_script_is_the_module() -> None:

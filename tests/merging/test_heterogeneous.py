@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 
 import pytest
@@ -121,6 +122,23 @@ def test_the_models_own_tensors_may_be_the_aligned_ones() -> None:
         blend.write(cut.equal(0.9))
         blend.write(cut.equal(0.0))
         assert same(dict(model.named_parameters()), kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_where_both_have_the_same_infinity_or_zero_all_three_averages_keep_it(share: float, dtype: torch.dtype) -> None:
+    endless = torch.tensor([[-math.inf, math.inf], [-0.0, 0.0]], dtype=dtype)
+    ends = tuple({"h.0.weight": endless.clone(), "h.1.weight": torch.full((1, 1), n, dtype=dtype)} for n in (0, 1))
+    model = nn.Module()
+    model.h = nn.ModuleList([nn.Linear(2, 2, bias=False, dtype=dtype), nn.Linear(1, 1, bias=False, dtype=dtype)])
+    cut = partition(model, 2)
+    plain = average(*ends, initial_share=share)
+    with blended(model, *ends, cut) as blend:
+        blend.write(cut.equal(share))
+        for made in (plain, heterogeneous_average(*ends, cut.equal(share), cut), model.state_dict()):
+            assert torch.equal(made["h.0.weight"], endless)
+            assert torch.equal(made["h.0.weight"].signbit(), endless.signbit())
+            assert torch.equal(made["h.1.weight"], plain["h.1.weight"])
 
 
 class Tiny(nn.Module):

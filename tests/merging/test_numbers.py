@@ -209,3 +209,12 @@ def test_eight_bits_are_merged_as_others(dtype: torch.dtype) -> None:
 def test_weights_beyond_float32_are_refused(call: Any) -> None:
     with pytest.raises(ValueError, match=r"weights must be at most 1e\+30 in magnitude, got 1e\+|got 1\.?0*e\+"):
         call(torch.ones(3), torch.zeros(3))
+
+
+@pytest.mark.parametrize("weights", [(0.3, 0.3), (0.1, 0.3), (0.3, 0.3, 0.3)])
+def test_changes_that_cancel_exactly_leave_the_base_at_every_place(weights: tuple[float, ...]) -> None:
+    # fused and plain multiplications stand side by side in a tensor: 0.3 d - 0.3 d was a rounding error, or 0
+    change = torch.arange(1, 1002) / 64
+    deltas = [-change * (weights[1] / weights[0]), change] if len(weights) == 2 else [2 * change, change, -3 * change]
+    found = ties(deltas, torch.zeros(1001), density=1, weights=weights)
+    assert torch.equal(found, torch.zeros(1001))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_parents import merge_whole, opened, saved, saved_gpt2
 from torch import Tensor
 
@@ -160,7 +162,24 @@ DIFFERENT = {
         base_model: @BASE
         models: [{model: @A, parameters: {weight: 0.4}}, {model: @B, parameters: {weight: -0.7}}]
         parameters: {density: 1}""",
+    "tied_signs": """
+        merge_method: ties
+        base_model: @GRID_BASE
+        models: [{model: @GRID_A}, {model: @GRID_B}]
+        parameters: {density: 1, weight: 0.3}""",
+    "tied_signs_of_dare": """
+        merge_method: dare_ties
+        base_model: @GRID_BASE
+        models: [{model: @GRID_A}, {model: @GRID_B}]
+        parameters: {density: 1, weight: 0.3}""",
 }  # fmt: skip
+
+
+def on_a_grid(model: Path, out: Path) -> None:
+    """The model with its numbers rounded to 64ths: coarse, as those of bfloat16 are, so that changes cancel exactly."""
+    shutil.copytree(model, out)
+    weights = {name: (tensor * 64).round() / 64 for name, tensor in load_file(model / "model.safetensors").items()}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +194,7 @@ def merged_by_mergekit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved(home / "NEAR", 5, base=base, scale=0.02)
     for name in ("BASE", "A", "B"):
         saved(home / f"HALF_{name}", 0, base=home / name, scale=0, dtype=torch.bfloat16)
+        on_a_grid(home / name, home / f"GRID_{name}")
     saved(home / "TIED", 6, tied=True)
     saved(home / "TIED_TOO", 7, tied=True)
     saved_gpt2(home / "GPT2")
@@ -282,3 +302,21 @@ def test_ties_divides_by_the_weights_magnitudes_where_mergekit_divides_by_the_we
             divisor = sum(weight * mask for weight, mask in zip(weights, agree))
             expected = start + (terms * agree).sum(0) / divisor
             torch.testing.assert_close(made[name], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("recipe", "share"), [("tied_signs", 1.0), ("tied_signs_of_dare", 0.3)])
+def test_an_exact_tie_of_signs_leaves_the_base_where_mergekit_takes_what_grew(
+    merged_by_mergekit: Path, recipe: str, share: float
+) -> None:
+    # 0.3 d - 0.3 d = 0 has no majority; mergekit counts 0 as positive, so that -models merged are not -(models merged)
+    ours, theirs = both(merged_by_mergekit, recipe)
+    base, one, two = (opened(merged_by_mergekit / f"GRID_{name}").kinds for name in ("BASE", "A", "B"))
+    ties = 0
+    for name, start in base.items():
+        first, second = one[name] - start, two[name] - start
+        tie = (first == -second) & (first != 0)
+        ties += int(tie.sum())
+        assert torch.equal(ours[name][tie], start[tie])
+        torch.testing.assert_close(theirs[name][tie], (start + share * first.abs())[tie], rtol=2e-6, atol=2e-7)
+        torch.testing.assert_close(ours[name][~tie], theirs[name][~tie], rtol=2e-6, atol=2e-7)
+    assert ties > 100

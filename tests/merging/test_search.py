@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -278,3 +279,53 @@ def test_coordinates_and_ratios_are_the_same_points() -> None:
         for _ in range(20):
             ratios = space.draw(generator)
             assert np.allclose(space.decode(space.encode(ratios)), ratios, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "value", [object(), math.nan, {"path": Path("x")}, [1, {2}], torch.ones(1)], ids=lambda value: type(value).__name__
+)
+def test_about_must_be_plain_and_nothing_is_left_where_it_is_not(value: Any, tmp_path: Path) -> None:
+    for log in (None, tmp_path / "new" / "search.jsonl"):
+        with pytest.raises(UsageError, match=r"about\['x'\] must be plain: finite numbers, texts"):
+            search_ratios(world, cut(), Front(), evaluations=3, log=log, about={"seed": 1, "x": value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_an_evaluator_returns_beside_numbers_is_logged_as_text_and_nothing_lost(tmp_path: Path) -> None:
+    extras = {"model": object, "at": Path("x"), "n": np.int64(3), "r": np.float64(0.5), "t": torch.ones(2), 4: {1j}}
+    found = search_ratios(lambda r: {**world(r), **extras}, cut(), Front(), evaluations=3, log=tmp_path / "log")
+    kept = found.evaluations[0].values
+    assert {key: kept[key] for key in ("n", "r", "t", "4")} == {"n": 3, "r": 0.5, "t": [1.0, 1.0], "4": "{1j}"}
+    assert "Path" in kept["at"]
+    again = search_ratios(world, cut(), Front(), evaluations=3, log=tmp_path / "log")
+    assert (again.measured, again.evaluations) == (0, found.evaluations)
+
+
+def test_an_about_that_is_given_again_opens_its_log(tmp_path: Path) -> None:
+    about = {"models": ("a", "b"), 3: {"seed": 1.5, 2: None}}
+    first, second = (
+        search_ratios(world, cut(), Front(), evaluations=3, log=tmp_path / "log", about=about).measured  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    assert (first, second) == (3, 0)
+
+
+def test_a_full_disk_is_one_line_and_what_was_measured_stays(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    search_ratios(world, cut(), Front(), evaluations=2, log=log)
+    before, limits = log.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    signals = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 50, limits[1]))  # ends within a line
+    try:
+        with pytest.raises(StoreError, match=r"log cannot be written: File too large"):
+            search_ratios(world, cut(), Front(), evaluations=5, log=log)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, signals)
+    assert log.read_bytes() == before
+    assert search_ratios(world, cut(), Front(), evaluations=5, log=log).measured == 3
+
+
+def test_a_device_is_no_log() -> None:
+    with pytest.raises(StoreError, match="/dev/full cannot be opened: it is no file"):
+        search_ratios(world, cut(), Front(), evaluations=3, log="/dev/full")

@@ -18,6 +18,7 @@ from untaxed.method import Context, Making, Method, Responses
 from untaxed.weights import same
 
 HMA = {"blocks": 2, "samples": 12, "kept": 8, "batch_size": 4, "learning_rate": 0.1}
+TWO = {"a": r"layers\.0\.", "b": r"layers\.1\."}
 ROWS = [("hma", {**HMA, "initial_share": 0.3}), ("hma_search", {"blocks": 2, "evaluations": 7})]
 
 
@@ -192,6 +193,14 @@ def test_one_part_goes_back_and_nothing_else(block: int | str, layer: int, given
         ("part_averaging", {"block": "inptu"}, "there is no block 'inptu'; did you mean 'input'?"),
         ("part_averaging", {"block": 3}, "block must be between 0 and 2, got 3"),
         ("part_averaging", {"block": "middle", "blocks": 2}, "2 blocks have no middle one"),
+        ("part_averaging", {"block": "0"}, "no block '0'; known: input, middle, output, or a number from 0 to 2"),
+        (
+            "part_averaging",
+            {"block": "x", "blocks": TWO},
+            "no block 'x'; known: a, b, input, middle, output, or a number",
+        ),
+        ("part_averaging", {"block": "middle", "blocks": TWO}, "2 blocks have no middle one"),
+        ("part_averaging", {"block": 2, "blocks": TWO}, "block must be between 0 and 1, got 2"),
     ],
 )
 def test_wrong_settings_are_one_line(name: str, settings: dict[str, Any], message: str) -> None:
@@ -208,6 +217,18 @@ def test_a_model_that_cannot_be_cut_so_is_refused_before_anything_starts(name: s
     with pytest.raises(SpecError, match=f"methods: {name}: blocks must be between 1 and the model's 2 layers, got 3"):
         methods.build(name, settings).check(Context("dpo", 10, shapes=shapes))
     methods.build(name, {**settings, "blocks": 2}).check(Context("dpo", 10, shapes=shapes))
+
+
+def test_a_block_by_its_layers_is_looked_up_in_the_model() -> None:
+    context = Context("dpo", 10, shapes={f"h.{n}.mlp.weight": (2, 2) for n in range(3)})
+    weights = tuple({name: torch.full(shape, n) for name, shape in context.shapes.items()} for n in (0.0, 1.0))  # type: ignore[union-attr]
+    row = methods.build("part_averaging", {"block": "layer 1"})
+    row.check(context)
+    assert [tensor.mean().item() for tensor in row.after(*weights).values()] == [1, 0, 1]
+    with pytest.raises(
+        SpecError, match=r"methods: part_averaging: there is no block 'layer 3'; did you mean 'layer 2'"
+    ):
+        methods.build("part_averaging", {"block": "layer 3"}).check(context)
 
 
 def test_folders_have_short_names_that_tell_settings_apart() -> None:

@@ -99,6 +99,14 @@ def test_models_that_are_not_there(tmp_path: Path) -> None:
         recipes.named_model("owner/nothing")
 
 
+def test_an_adapter_is_named_with_the_way_to_a_model(tiny_initial: Path, tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).touch()
+    for given in (tmp_path, f"{tiny_initial}+{tmp_path}", f"pocket+{tmp_path}"):
+        with pytest.raises(CheckpointError, match=r"is an adapter, and studies .* `untaxed merge` and a recipe"):
+            recipes.named_model(str(given))
+
+
 def test_fine_tuning_lowers_the_loss_and_says_it(
     tiny_initial: Path, reviews: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

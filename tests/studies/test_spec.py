@@ -82,6 +82,7 @@ def test_every_committed_study_is_a_spec() -> None:
             "models: the embedded world brings its own `pretr",
         ),
         ({"models": {"initial": "x", "aligned": ["a", "./a"]}}, "models.aligned: a stands 2 times; name every"),
+        ({"models": {"initial": "x", "aligned": "a"}}, r"models.aligned: should be a list of checkpoints, .*: \[a\]"),
         ({"methods": [{"kl": {"beta": "x"}}]}, "methods.0.kl.beta: should be a valid number"),
         ({"seeds": []}, "seeds: is empty; give at least 1"),
         ({"methods": []}, "methods: is empty; give at least 1"),

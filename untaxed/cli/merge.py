@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .outcome import one_line_errors, print_json
+from .outcome import interrupt_says, one_line_errors, print_json
 
 if TYPE_CHECKING:
     from ..merging import Plan
@@ -32,14 +32,16 @@ def command(
 
     Example: untaxed merge recipe.yaml merged --plan
     """
-    from .. import merging
     from ..errors import SpecError
 
     if out is None and not plan_only:
         raise SpecError("say where the merged model goes: untaxed merge RECIPE.yaml OUT (or --plan)")
     if not 1 <= shard_size * GIGA < math.inf:
         raise SpecError(f"--shard-size must be above 0, at least one byte and finite, got {shard_size:g}")
-    plan = merging.make_plan(recipe, workers=workers, allow_nonfinite=allow_nonfinite)
+    with interrupt_says("interrupted: nothing was written; start again"):
+        from .. import merging
+
+        plan = merging.make_plan(recipe, workers=workers, allow_nonfinite=allow_nonfinite)
     numbers = _numbers(plan)
     if plan_only:
         if as_json:
@@ -50,10 +52,8 @@ def command(
     assert out is not None
     for note in plan.notes:
         typer.echo(f"note: {note}", err=True)
-    try:
+    with interrupt_says(f"interrupted: nothing was kept, {out} is as it was; start again"):
         _run(plan, out, int(shard_size * GIGA))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted: nothing was kept, {out} is as it was; start again") from None
     if as_json:
         print_json({**numbers, "out": str(out)})
     else:

@@ -6,7 +6,8 @@ import functools
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import typer
@@ -51,6 +52,15 @@ def one_line_errors(command: Callable[P, T]) -> Callable[P, T]:
                 signal.signal(number, handler)
 
     return wrapped
+
+
+@contextmanager
+def interrupt_says(line: str) -> Iterator[None]:
+    """Lets an interrupt within carry what is true of it there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(line) from None
 
 
 def print_json(value: Any) -> None:

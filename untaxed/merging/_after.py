@@ -9,6 +9,7 @@ from torch import Tensor
 from ..method import Weights
 from ..weights import check_same
 from ._rule import Rule, merged
+from ._whole import check_whole
 
 
 def after(rule: Rule, initial: Weights, aligned: Weights) -> dict[str, Tensor]:
@@ -18,8 +19,9 @@ def after(rule: Rule, initial: Weights, aligned: Weights) -> dict[str, Tensor]:
         New tensors with ``aligned``'s names, dtypes and devices; integer and boolean ones are those of the
         larger share, copied.
     Raises:
-        ValueError: Names or shapes differ.
+        ValueError: Names or shapes differ, or the tensors are an adapter's.
     """
+    check_whole(initial, aligned)
     check_same(initial, aligned)
     given = {
         name: ([end], initial[name]) if rule.needs_base else ([end, initial[name]], None)
@@ -41,9 +43,11 @@ def after_all(rule: Rule, initial: Weights, members: Sequence[Weights]) -> dict[
         New tensors with the first training's names, dtypes and devices; integer and boolean ones are those of the
         largest share, copied.
     Raises:
-        ValueError: Names or shapes differ, or the rule is for another number of trainings.
+        ValueError: Names or shapes differ, the tensors are an adapter's, or the rule is for another number of
+            trainings.
     """
     rule.check(len(members))
+    check_whole(initial, *members)
     for number, weights in enumerate(members):
         check_same(initial, weights, names=("initial", f"aligned {number}" if number else "aligned"))
     return {name: merged(rule, [one[name] for one in members], initial[name], name=name) for name in members[0]}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..method import Method, Site, Weights, check_fraction
 from ..weights import address, check_same, wide
 from ._rule import Rule, Survey
+from ._whole import check_whole
 
 Model = Weights | nn.Module | str | Path
 BEYOND = "; weights beyond initial or aligned are an extrapolation (as in ExPO), another method"
@@ -28,7 +29,7 @@ def average(
 
     Args:
         initial: Weights before alignment: name -> tensor of any shape, a module, or a checkpoint (a directory, a hub
-            id, ``MODEL+ADAPTER``).
+            id, ``MODEL+ADAPTER``). A module with an adapter counts as none: `merge_and_unload` it first.
         aligned: Weights after alignment: the same names and shapes.
         initial_share: :math:`s`, in [0, 1]; 0 gives ``aligned`` bit for bit, 1 gives ``initial``.
         in_place: Writes into ``aligned``'s tensors (tied ones once), a tensor at a time; not for a checkpoint.
@@ -39,7 +40,7 @@ def average(
         model with the larger share (from ``aligned`` at one half).
     Raises:
         ValueError: ``initial_share`` is no number in [0, 1], names or shapes differ, or the arguments do not go
-            together.
+            together. `Unsupported`, which is one, for the tensors of an adapter.
         UntaxedError: A checkpoint cannot be read, or the new one not be written.
     Example:
         >>> average({"w": torch.zeros(1)}, {"w": torch.ones(1)}, initial_share=0.25)["w"]
@@ -55,6 +56,7 @@ def average(
             raise ValueError("two checkpoints need out=DIRECTORY and no in_place, and out= is for checkpoints alone")
         return _average_files(str(initial), str(aligned), initial_share, out)
     first, second = _named(initial), _named(aligned)
+    check_whole(first, second)
     check_same(first, second)
     if not in_place:
         return {name: _average_one(first[name], end, initial_share) for name, end in second.items()}

@@ -14,6 +14,7 @@ from ..errors import UsageError, nearest
 from ..weights import address
 from ._layers import Place, place
 from ._partition import AS_AVERAGE, Block, Partition, Policy, Role, Weighting
+from ._whole import check_whole
 
 Blocks = int | Sequence[Sequence[int]] | Mapping[str, str]
 
@@ -56,6 +57,7 @@ def partition(
         stack: The container, where it is another than the largest.
     Raises:
         UsageError: There are no layers, fewer layers than blocks, or an argument is none of those named.
+            `Unsupported`: The model has an adapter.
     Example:
         >>> layers = {f"h.{n}.attn.c_attn.weight": (2, 6) for n in range(4)}
         >>> cut = partition({"wte.weight": (9, 2), **layers, "lm_head.weight": (9, 2)}, 3)
@@ -68,6 +70,7 @@ def partition(
     chosen = _policies(policies or {})
     _known("weighting", weighting, get_args(Weighting))
     shapes, owners = _shapes(weights)
+    check_whole(shapes)
     layers = _layers(shapes, stack)
     groups = _by_pattern(blocks, shapes) if isinstance(blocks, Mapping) else _by_layer(blocks, layers, apart)
     roles = {name: _role(name, shape, layers.get(name)) for name, shape in shapes.items()}

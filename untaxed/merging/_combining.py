@@ -13,6 +13,7 @@ from ..method import check_number
 from ..sparsify import check_density
 
 SAME = 1e-12  # weights whose sum is this near to 1 are taken to sum to 1
+FAR = 1e6  # a ratio of weights from which on no vote is a tie
 MOST = 1e30  # of a weight: float32, in which is calculated, ends at 3.4e38, and weights are multiplied and summed
 
 
@@ -115,6 +116,14 @@ def only_kept(model: Tensor, base: Tensor, falls: Tensor, weight: float) -> Tens
     return torch.where(kept, moved, start)
 
 
+def _votes(weights: Sequence[float]) -> list[float]:
+    """Weights over the least of them. Of equal ones no product is rounded, so that changes which cancel sum to exactly
+    0; torch fuses multiplying and adding in some entries of a tensor and not in others, and the rest would decide.
+    """
+    least, most = min(map(abs, weights)), max(map(abs, weights))
+    return [weight / least for weight in weights] if most < FAR * least else list(weights)
+
+
 def elected(
     base: Tensor, falls: Sequence[Tensor], weights: Sequence[float], *, scale: float, normalize: bool
 ) -> Tensor:
@@ -130,10 +139,11 @@ def elected(
         scale: :math:`\lambda`.
         normalize: False: without the denominator.
     """
+    first, *rest = _votes(weights)
     for run, *others in pieces(base, *falls):
-        sign = torch.mul(others[0], weights[0])
-        for other, weight in zip(others[1:], weights[1:]):
-            sign.add_(other, alpha=weight)
+        sign = torch.mul(others[0], first)
+        for other, vote in zip(others[1:], rest):
+            sign.add_(other, alpha=vote)
         sign.sign_()
         total, count = torch.zeros_like(run), torch.zeros_like(run)
         for other, weight in zip(others, weights):

@@ -7,11 +7,12 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from ..errors import StoreError
+from ..errors import StoreError, UsageError, short
 from ._goals import Evaluation
 
 VERSION = 1
@@ -25,7 +26,7 @@ class Log:
     starts. A line that a kill cut off is dropped when the file is opened again.
     """
 
-    def __init__(self, file: BinaryIO | None, problem: Mapping[str, Any], path: Path | None = None) -> None:
+    def __init__(self, file: FileIO | None, problem: Mapping[str, Any], path: Path | None = None) -> None:
         self.file, self.path = file, path
         self.found: dict[Key, Evaluation] = {}
         if file is not None:
@@ -35,7 +36,7 @@ class Log:
         return self.found.get(tuple(ratios.values()))
 
     def add(self, evaluation: Evaluation) -> Evaluation:
-        """Puts an evaluation to the others; returns it as it will be read."""
+        """Puts an evaluation to the others; returns it as it will be read: what is no plain value is its text."""
         line = {"ratios": evaluation.ratios, "values": plain(evaluation.values), "seconds": evaluation.seconds}
         text = json.dumps(line, allow_nan=False)
         if self.file is not None:
@@ -47,12 +48,14 @@ class Log:
     def _write(self, text: str) -> None:
         assert self.file is not None
         start = self.file.seek(0, os.SEEK_END)
+        rest = memoryview(text.encode() + b"\n")
         try:
-            self.file.write(text.encode() + b"\n")
-            self.file.flush()
+            while rest:
+                rest = rest[self.file.write(rest) :]
             os.fsync(self.file.fileno())
         except OSError as error:
-            self.file.truncate(start)
+            with suppress(OSError):  # where not even that can be done, the line is dropped at the next opening
+                self.file.truncate(start)
             raise StoreError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def _read(self, header: Mapping[str, Any]) -> None:
@@ -81,6 +84,18 @@ class Log:
             raise StoreError(f"{self.path}, line {number}, is damaged; remove it") from None
 
 
+def check_plain(name: str, values: Mapping[str, Any]) -> None:
+    """Raises `UsageError` unless values are as JSON has them, and so equal to themselves when they are read again."""
+    for key, value in values.items():
+        try:
+            json.dumps({key: value}, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            raise UsageError(
+                f"{name}[{key!r}] must be plain: finite numbers, texts, truth values, and lists and mappings of them; "
+                f"got {short(value)}"
+            ) from None
+
+
 @contextmanager
 def opened(path: str | Path | None, problem: Mapping[str, Any]) -> Iterator[Log]:
     """The log at a path, for this process alone; in memory where there is none."""
@@ -88,9 +103,11 @@ def opened(path: str | Path | None, problem: Mapping[str, Any]) -> Iterator[Log]
         yield Log(None, problem)
         return
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a device may have no end to read to
+        raise StoreError(f"{path} cannot be opened: it is no file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+b")  # noqa: SIM115
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115 - a buffer would try a full disk again
     except OSError as error:
         raise StoreError(f"{path} cannot be opened: {error.strerror}") from None
     with file:
@@ -102,7 +119,7 @@ def opened(path: str | Path | None, problem: Mapping[str, Any]) -> Iterator[Log]
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as JSON has them: what is not finite is null."""
+    """Values as JSON has them: what is not finite is null, and what is no number, text, list or mapping its text."""
 
     def made(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -111,7 +128,9 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
             return [made(inner) for inner in value]
         if hasattr(value, "tolist"):  # of numpy, of torch
             return made(value.tolist())
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else None
+        return value if value is None or isinstance(value, str | int) else short(value, 200)
 
     return {str(key): made(value) for key, value in values.items()}
 

@@ -14,6 +14,7 @@ from ..method import Weights
 from ..weights import address, check_same
 from ._average import _average_one
 from ._partition import Partition
+from ._whole import check_whole
 
 DIRECT = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -41,7 +42,8 @@ def heterogeneous_average(
         New tensors with ``aligned``'s names, dtypes and devices; like `average` with every tensor's own share. Equal
         ratios under `AS_AVERAGE` give `average` bit for bit.
     Raises:
-        UsageError: Ratios and blocks do not fit, or the partition does not know a tensor.
+        UsageError: Ratios and blocks do not fit, or the partition does not know a tensor. `Unsupported`: The tensors
+            are an adapter's.
         ValueError: Names or shapes differ.
     Example:
         >>> from untaxed.merging import partition
@@ -55,6 +57,7 @@ def heterogeneous_average(
     Source: Lin et al. 2024, arXiv:2309.06256, section 6.
     Differs: the paper's text gives the ratios to aligned, its code, as we, to initial; computed in float32, cast once.
     """
+    check_whole(initial, aligned)
     check_same(initial, aligned)
     shares = partition.shares(ratios, rest_share=rest_share)
     return {name: _average_one(initial[name], end, _share(shares, name)) for name, end in aligned.items()}
@@ -69,13 +72,21 @@ def _share(shares: Mapping[str, float], *names: str) -> float:
 
 @dataclass
 class Place:
-    """One tensor of a model and the two that it is written from; `names` are those of the model, tied ones too."""
+    """One tensor of a model and the two that it is written from.
+
+    Attributes:
+        names: The model's, tied ones too.
+        direct: Whether torch's lerp into the target is the average: all three alike, and nothing in `aligned` that lerp
+            would not keep where `initial` is equal (infinities, of which it makes NaN, and -0, of which it makes 0).
+        written: The share that lies in the target.
+    """
 
     names: tuple[str, ...]
     target: Tensor
     initial: Tensor
     aligned: Tensor
-    written: float | None = field(default=None)  # the share that lies in the target
+    direct: bool
+    written: float | None = field(default=None)
 
 
 @dataclass
@@ -102,12 +113,10 @@ def _write_one(place: Place, share: float) -> None:
 
     torch computes halves' lerp in float32 and rounds once, as `_average_one` does; a test holds both to the same bits.
     """
-    target, ends = place.target, (place.aligned, place.initial)
-    plain = target.dtype in DIRECT and 0 < share < 1
-    if plain and all((end.dtype, end.device) == (target.dtype, target.device) for end in ends):
-        torch.lerp(*ends, share, out=target)
+    if place.direct and 0 < share < 1:
+        torch.lerp(place.aligned, place.initial, share, out=place.target)
     else:
-        target.copy_(_average_one(place.initial, place.aligned, share))
+        place.target.copy_(_average_one(place.initial, place.aligned, share))
 
 
 @contextmanager
@@ -124,9 +133,10 @@ def blended(model: nn.Module, initial: Weights, aligned: Weights, partition: Par
         partition: Of this model.
     Raises:
         UsageError: A parameter is missing from the weights or from the partition, or a name is not the model's.
-        Unsupported: The model is sharded over processes.
+        Unsupported: The model is sharded over processes, or has an adapter.
     """
     model = unwrapped(model)
+    check_whole(model.state_dict(), initial, aligned)
     check_same(initial, aligned)
     places, own = _places(model, initial, aligned)
     for place in places:
@@ -166,8 +176,15 @@ def _places(model: nn.Module, initial: Weights, aligned: Weights) -> tuple[list[
         own.append(target.clone() if kept is None else kept)
         # what is the model's own memory would be overwritten with the first average
         first, last = (own[-1] if address(end) == address(target) else end for end in ends)
-        places.append(Place(names, target, first, last))
+        places.append(Place(names, target, first, last, _direct(target, first, last)))
     return places, own
+
+
+def _direct(target: Tensor, initial: Tensor, aligned: Tensor) -> bool:
+    alike = all((end.dtype, end.device) == (target.dtype, target.device) for end in (initial, aligned))
+    if not alike or target.dtype not in DIRECT:
+        return False
+    return not bool((aligned.isinf() | ((aligned == 0) & aligned.signbit())).any())
 
 
 def _tied(targets: Mapping[str, Tensor]) -> Sequence[tuple[str, ...]]:

@@ -7,9 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..errors import SpecError, UsageError, nearest
+from ..errors import SpecError, nearest
 from ..method import Context, Method, Site, Weights, check_fraction
-from ..weights import check_same
 from ._blocks import partition
 from ._cut import Blocks, check_blocks, short_tag
 from ._heterogeneous import heterogeneous_average
@@ -24,7 +23,7 @@ class PartAveraging(Method):
 
     Args:
         block: ``input``, ``middle`` or ``output`` (the first, the middle and the last block), its number from 0, or its
-            name where blocks are given as expressions.
+            name: that of its expression, or such as ``layers 0-8``.
         initial_share: Share of ``initial`` in this block, in [0, 1]; 1 gives it back altogether.
         blocks: Into how many groups of layers, or regular expressions for tensors' names by block.
     """
@@ -42,8 +41,10 @@ class PartAveraging(Method):
     def __post_init__(self) -> None:
         check_fraction("initial_share", self.initial_share)
         check_blocks(self.blocks)
-        if isinstance(self.blocks, int):
-            self.place(self.blocks, tuple(map(str, range(self.blocks))))
+        if not isinstance(self.blocks, int):
+            self.place(len(self.blocks), tuple(self.blocks))
+        elif not str(self.block).startswith("layer"):  # which layers a block has, and so its name, a model says
+            self.place(self.blocks)
 
     @property
     def tag(self) -> str:
@@ -54,19 +55,18 @@ class PartAveraging(Method):
             return
         try:
             self._alone(partition({name: tuple(shape) for name, shape in context.shapes.items()}, self.blocks))
-        except UsageError as error:
+        except ValueError as error:
             raise SpecError(f"methods: {self.name}: {error}") from None
 
     def after(self, initial: Weights, aligned: Weights) -> dict[str, Tensor]:
-        check_same(initial, aligned)
         blocks = partition(aligned, self.blocks)
         return heterogeneous_average(initial, aligned, self._alone(blocks), blocks, rest_share=0.0)
 
     def _alone(self, blocks: Partition) -> dict[str, float]:
         return blocks.alone(blocks.names[self.place(len(blocks.names), blocks.names)], self.initial_share)
 
-    def place(self, count: int, names: tuple[str, ...]) -> int:
-        """The number of the block among that many of these names."""
+    def place(self, count: int, names: tuple[str, ...] = ()) -> int:
+        """The number of the block among that many, of these names where they are known."""
         if self.block in names:
             return names.index(str(self.block))
         parts = {"input": 0, "middle": count // 2, "output": count - 1}
@@ -74,7 +74,8 @@ class PartAveraging(Method):
             raise ValueError(f"{count} blocks have no middle one; name a block by its number")
         place = parts.get(self.block) if isinstance(self.block, str) else self.block
         if place is None:
-            raise ValueError(f"there is no block {self.block!r}{nearest(str(self.block), {*PARTS, *names})}")
+            known = nearest(str(self.block), {*PARTS, *names})
+            raise ValueError(f"there is no block {self.block!r}{known}, or a number from 0 to {count - 1}")
         if not 0 <= place < count:
             raise ValueError(f"block must be between 0 and {count - 1}, got {place}")
         return place

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError, UsageError, nearest
-from ._evaluations import Log, opened, plain
+from ._evaluations import Log, check_plain, opened, plain
 from ._goals import Evaluation, Front, Goal, front, points
 from ._partition import Partition
 from ._proposers import Algorithm, Space, proposer
@@ -81,8 +81,8 @@ def search_ratios(
 
     Args:
         evaluate: From ratios by block to ``reward`` and ``tax`` (None where undefined) and whatever else shall be
-            logged; measured on validation, and on the abilities that may be chosen on. Within `blended` it costs a
-            pass over memory: ``blend.write(ratios)``, then measure.
+            logged, as its text where it is no plain value; measured on validation, and on the abilities that may be
+            chosen on. Within `blended` it costs a pass over memory: ``blend.write(ratios)``, then measure.
         partition: The blocks.
         goal: `MostReward`, `LeastTax` or `Front`.
         initial_share: The mean that the ratios keep; None: none, and then averaging is searched with them.
@@ -92,8 +92,8 @@ def search_ratios(
         seed: Of the proposals.
         common_seed: Of the random numbers that all candidates meet.
         log: A JSONL file that keeps every evaluation; it is gone on with if it exists.
-        about: What else the values depend on (models, measures, samples), as plain values. A log of something else is
-            refused.
+        about: What else the values depend on (models, measures, samples), as plain values, none of them NaN. A log of
+            something else is refused.
         on_evaluation: Called with the number and the evaluation after each, also of those in the log.
     Raises:
         UsageError: An argument is out of range; `StoreError` for the log.
@@ -102,6 +102,7 @@ def search_ratios(
     Source: ours; the problem is that of Lin et al. 2024, arXiv:2309.06256, equation 3.
     """
     _check(goal, initial_share, evaluations, algorithm)
+    check_plain("about", about or {})
     space = Space(partition.weights, initial_share)
     problem = {**partition.describe(), "common_seed": common_seed, "about": dict(about or {})}
     with opened(log, problem) as kept:

@@ -16,7 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints import check_finite, check_model_dir, fingerprint, load_model, load_tokenizer, no_bars, save_model
+from ..checkpoints import (
+    check_finite,
+    check_model_dir,
+    fingerprint,
+    is_adapter,
+    load_model,
+    load_tokenizer,
+    no_bars,
+    parts_of,
+    save_model,
+)
 from ..errors import CheckpointError, DataError, MissingExtra, RunFailed, SpecError, require
 from ..rows import read_rows
 from ..templates import filled
@@ -52,6 +62,11 @@ def named_model(name: str) -> Path:
         CheckpointError: It is neither, or the directory is not a model that can be used.
     """
     path = Path(name).expanduser()
+    if any(is_adapter(Path(part).expanduser()) for part in (name, *parts_of(name)[1:])):
+        raise CheckpointError(
+            f"{name} is an adapter, and studies read whole models: merge it first, with `untaxed merge` and a recipe "
+            "{merge_method: passthrough, models: [{model: MODEL+ADAPTER}]}"
+        )
     if not path.exists():
         path = _from_hub(name)
     check_model_dir(path)

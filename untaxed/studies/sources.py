@@ -104,6 +104,13 @@ class ModelsSpec(_Spec):
     pretrained: ModelSource | None = None
     aligned: tuple[str, ...] = ()
 
+    @field_validator("aligned", mode="before")
+    @classmethod
+    def _a_list(cls, aligned: Any) -> Any:
+        if isinstance(aligned, str):
+            raise ValueError(f"should be a list of checkpoints, of one too: [{aligned}]")
+        return aligned
+
     @field_validator("aligned")
     @classmethod
     def _each_once(cls, aligned: tuple[str, ...]) -> tuple[str, ...]:
