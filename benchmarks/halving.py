@@ -7,8 +7,8 @@
    gain on validation; of an arm that never gets there at 0.8, at 0.5, else that with the highest proxy reward.
 3. The study goes on, in the same directory, with these choices and all seeds. Runs that are there already stay.
 
-Sweeps of methods that act after training stay whole: their settings are points of the same runs. What was chosen stands in
-DIR/halving.json; it looks at validation alone.
+Sweeps of methods that act after training stay whole: their settings are points of the same runs. What was chosen stands
+in DIR/halving.json; it looks at validation alone.
 """
 
 from __future__ import annotations
