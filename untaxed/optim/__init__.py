@@ -12,6 +12,8 @@ from ._merge import Merging as Merging
 from ._merge import Place as Place
 from ._merge import merged_update as merged_update
 from ._online import MergeUpdate as MergeUpdate
+from ._penalties import L1 as L1
+from ._penalties import L2 as L2
 from ._pipeline import Pipeline as Pipeline
 from ._rounding import add_rounded as add_rounded
 from ._rows import MoFO as MoFO

@@ -91,7 +91,7 @@ def check_settings(trainer: Trainer, method: Method, *, max_steps: int | None = 
         max_steps: Optimizer steps of the training, where they are known better than by the trainer's arguments.
     """
     context = _context(trainer)
-    if method.acts - {"loss"} and not trainable(policy(trainer)):
+    if (method.acts - {"loss"} or method.loss_term()) and not trainable(policy(trainer)):
         raise Unsupported(
             f"{method.name} would do nothing: the trainer's model has no trainable parameter; set requires_grad on "
             "what is trained before you build the trainer"
