@@ -5,8 +5,10 @@ transformers, a trainer or a file.
 
 The sites, in the order in which they act within one step::
 
-    data -> loss -> gradient -> base optimizer -> update -> displacement -> (measure) -> between;  after training: after
-    while the trained model writes: decoding
+    data -> loss -> gradient -> base optimizer -> update -> displacement -> (measure) -> between
+
+and, outside of it: `model` before training (which weights are trained), `after` when it is over, `decoding` while the
+trained model writes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from .errors import SpecError, nearest
 from .values import typed
 
-Site = Literal["data", "loss", "gradient", "update", "displacement", "between", "after", "decoding"]
+Site = Literal["model", "data", "loss", "gradient", "update", "displacement", "between", "after", "decoding"]
 Need = Literal["pretrained", "prompts", "general_prompts", "reference_sets", "replay", "members"]
 INPUTS: Mapping[Need, str] = {  # a need that a training gives -> the field that takes it, in `Method.given_elsewhere`
     "pretrained": "delta",
@@ -340,6 +342,10 @@ class Method:
 
     def loss_term(self) -> LossTerm | None:
         """Site `loss`: what is added to the algorithm's loss; None where `arguments` say all."""
+        return None
+
+    def adapter(self) -> dict[str, Any] | None:
+        """Site `model`: in place of all weights an adapter is trained, of LoRA with these arguments; None: all are."""
         return None
 
     def gradient_rule(self) -> Callable[..., Tensor]:

@@ -46,6 +46,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "childtuning": [{"density": 0.3}],
     "sync_reference": [{"share": 0.6, "sync_every": 3}, {"share": 1.0, "sync_every": 1}],
     "warp_anchor": [{}, {"mu": 0.1}],
+    "lora": [{}, {"rank": 2, "alpha": 4.0, "targets": ("q_proj", "v_proj"), "learning_rate": 1e-3}],
     "l1": [{"strength": 0.1}],
     "l2": [{"strength": 100.0}],
     "kl_loss": [{}, {"coefficient": 0.1, "direction": "reverse", "batch_size": 4, "seed": 3}],

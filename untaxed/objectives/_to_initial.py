@@ -13,6 +13,7 @@ from ._losses import distillation, forward_kl, reverse_kl
 from ._on_texts import OnTexts, check_batch, check_strength
 
 Direction = Literal["forward", "reverse"]
+On = Literal["general", "own"]
 DIRECTIONS = {"forward": forward_kl, "reverse": reverse_kl}
 
 
@@ -31,6 +32,7 @@ class KLLoss(OnTexts):
     Args:
         coefficient: :math:`c`, at least 0: the weight of a nat a token.
         direction: "forward" or "reverse".
+        on: In a study: "general" prompts of its data, or the alignment's "own".
         batch_size: Prompts an optimizer step, over all processes and micro-batches.
         seed: Of the order of the prompts.
         prompts: In code: the prompts, general ones or the training's own. In a study its data give them.
@@ -40,13 +42,14 @@ class KLLoss(OnTexts):
     title: ClassVar[str] = "KL to initial as a loss"
     source: ClassVar[str] = "Ziegler et al. 2019, arXiv:1909.08593; Shenfeld et al. 2025, arXiv:2509.04259"
     summary: ClassVar[str] = "the exact KL to the initial model on prompts, forward or reverse, is added to the loss"
-    needs: ClassVar[frozenset[Need]] = frozenset({"prompts"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"general_prompts"})
     given_elsewhere: ClassVar[frozenset[str]] = frozenset({"prompts"})
     field: ClassVar[str] = "prompts"
-    asked: ClassVar[Need] = "prompts"
+    asked: ClassVar[Need] = "general_prompts"
 
     coefficient: float = 1.0
     direction: Direction = "forward"
+    on: On = "general"
     batch_size: int = 8
     seed: int = 0
     prompts: Sequence[str] = ()
@@ -55,10 +58,13 @@ class KLLoss(OnTexts):
         super().__post_init__()
         check_strength("coefficient", self.coefficient)
         check_batch(self.batch_size)
-        if self.direction not in DIRECTIONS:
-            raise ValueError(
-                f"direction cannot be {self.direction!r}{nearest(str(self.direction), get_args(Direction))}"
-            )
+        for name, known in (("direction", get_args(Direction)), ("on", get_args(On))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} cannot be {getattr(self, name)!r}{nearest(str(getattr(self, name)), known)}")
+
+    @property
+    def needed(self) -> frozenset[Need]:
+        return frozenset({"prompts"}) if self.on == "own" and not self.given else super().needed
 
     def loss_term(self) -> LossTerm:
         return LossTerm(
@@ -94,10 +100,10 @@ class Distill(OnTexts):
     title: ClassVar[str] = "Distillation from initial"
     source: ClassVar[str] = "Li & Hoiem 2016 (LwF), arXiv:1606.09282; Lin et al. 2024, arXiv:2309.06256, section 2"
     summary: ClassVar[str] = "initial's distributions, softened by a temperature, are distilled on general prompts"
-    needs: ClassVar[frozenset[Need]] = frozenset({"prompts"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"general_prompts"})
     given_elsewhere: ClassVar[frozenset[str]] = frozenset({"prompts"})
     field: ClassVar[str] = "prompts"
-    asked: ClassVar[Need] = "prompts"
+    asked: ClassVar[Need] = "general_prompts"
 
     coefficient: float = 1.0
     temperature: float = 2.0

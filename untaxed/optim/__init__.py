@@ -8,6 +8,7 @@ from ._delta import Delta as Delta
 from ._delta import as_delta as as_delta
 from ._delta import random_direction as random_direction
 from ._delta import sft_delta as sft_delta
+from ._lora import LoRA as LoRA
 from ._merge import Merging as Merging
 from ._merge import Place as Place
 from ._merge import merged_update as merged_update
