@@ -56,9 +56,15 @@ class LoRA(Method):
         if context.algorithm is None:
             raise Unsupported("lora acts during training, and given checkpoints are not trained; leave it out")
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "targets": self._listed}  # as JSON gives it back
+
     def adapter(self) -> dict[str, Any]:
-        targets = self.targets if isinstance(self.targets, str) else list(self.targets)
-        return {"r": self.rank, "lora_alpha": self.alpha, "target_modules": targets}
+        return {"r": self.rank, "lora_alpha": self.alpha, "target_modules": self._listed}
+
+    @property
+    def _listed(self) -> str | list[str]:
+        return self.targets if isinstance(self.targets, str) else list(self.targets)
 
     def arguments(self) -> dict[str, Any]:
         return {} if self.learning_rate is None else {"learning_rate": self.learning_rate}
