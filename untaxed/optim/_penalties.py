@@ -21,6 +21,8 @@ class Shrink:
         strength: :math:`\lambda`, at least 0; stands in the groups as ``l2_strength``.
     """
 
+    elementwise = True
+
     def __init__(self, strength: float) -> None:
         _check(strength)
         self.defaults = {"l2_strength": strength}
@@ -36,6 +38,8 @@ class SoftThreshold:
     Args:
         strength: :math:`\lambda`, at least 0; stands in the groups as ``l1_strength``.
     """
+
+    elementwise = True
 
     def __init__(self, strength: float) -> None:
         _check(strength)
