@@ -1,6 +1,7 @@
 """What penalties and terms of the loss cost in a training step of a model with SmolLM2-135M's shape, random weights.
 
     python benchmarks/penalties.py [--threads 2] [--reps 7] [--rows 8] [--length 256] [--texts 8] [--words 64]
+                                   [--only penalties|terms]
 
 A step is forward, backward and AdamW on `rows` sequences of `length` tokens, float32 on the CPU. Pairs are taken in
 turns within one process, the order alternating: with the method and without it; of penalties the optimizer's steps are,
@@ -80,7 +81,7 @@ def penalties(policy: LlamaForCausalLM, batch: Tensor, reps: int) -> None:
 
     gradients()
     policy.zero_grad()
-    rest = statistics.median(seconds(gradients) for _ in range(3))
+    rest = statistics.median(seconds(gradients) for _ in range(2))
     for method in (L2(strength=100.0), L1(strength=0.1)):
         base = torch.optim.AdamW(policy.named_parameters(), lr=1e-6, fused=True)
         wrapped = Pipeline(base, displacement=method.displacement_rule())
@@ -126,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("threads", 2), ("reps", 7), ("rows", 8), ("length", 256), ("texts", 8), ("words", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--only", choices=("penalties", "terms"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
@@ -133,9 +135,11 @@ def main() -> None:
     batch = torch.randint(3, 1000, (options.rows, options.length))
     print("| method | step with it, ms | without, ms | ratio | quartiles | its tokens / the step's |")
     print("|---|--:|--:|--:|---|--:|")
-    penalties(policy, batch, options.reps)
-    with tempfile.TemporaryDirectory() as folder:
-        terms(policy, batch, options, folder)
+    if options.only != "terms":
+        penalties(policy, batch, options.reps)
+    if options.only != "penalties":
+        with tempfile.TemporaryDirectory() as folder:
+            terms(policy, batch, options, folder)
 
 
 if __name__ == "__main__":

@@ -290,7 +290,12 @@ class Pipeline(torch.optim.Optimizer):
             proposed = displacement = part.wide - origin
             for function, entry in functions:
                 displacement = called(function, part, displacement, entry)
-            self._write(part, origin.to(part.local.dtype), displacement, proposed, "displacement")
+            if displacement is proposed:
+                continue
+            if whole or self.rounding != "nearest" or part.local.dtype != displacement.dtype:
+                self._write(part, origin.to(part.local.dtype), displacement, proposed, "displacement")
+            else:
+                torch.add(origin, displacement, out=part.local)
 
     def _write(self, live: Live, origin: Tensor, change: Tensor, proposed: Tensor, site: str) -> None:
         """Makes the weights origin + change; entries whose change is the proposed one keep the base's own value."""

@@ -48,7 +48,8 @@ state)``. It returns a new tensor; ``state`` is its own dict for this parameter,
 It may have ``defaults`` (hyperparameters for the groups), ``check(entries)`` (raises before anything is changed) and,
 at site update, ``flush(old, entry, state)`` (the update that is still owed, or None) and ``restart(state)`` (somebody
 replaced the weights: nothing is owed any more). At site displacement it may say ``elementwise = True``: each entry's
-answer depends on that entry alone and nothing is kept in ``state``, so that it is handed flat parts."""
+answer depends on that entry alone and nothing is kept in ``state``, so that it is handed flat parts; it returns what it
+was handed itself where it changes nothing."""
 
 
 class Function(NamedTuple):
