@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from .comparison import measure as measure
     from .merging import average as average
     from .merging import merge as merge
+    from .objectives import Distill as Distill
+    from .objectives import KLLoss as KLLoss
+    from .objectives import Replay as Replay
+    from .optim import L1 as L1
+    from .optim import L2 as L2
+    from .optim import LoRA as LoRA
     from .optim import MoFO as MoFO
     from .optim import OnDARE as OnDARE
     from .optim import OnDAREAdamW as OnDAREAdamW
@@ -61,7 +67,13 @@ _HOMES = {
     "Guard": ".callbacks",
     "KeepBest": ".training",
     "SuiteMeter": ".training",
+    "Distill": ".objectives",
+    "KLLoss": ".objectives",
+    "L1": ".optim",
+    "L2": ".optim",
+    "LoRA": ".optim",
     "MoFO": ".optim",
+    "Replay": ".objectives",
     "OnDARE": ".optim",
     "OnDAREAdamW": ".optim",
     "OnTIES": ".optim",
@@ -82,13 +94,18 @@ _HOMES = {
 __all__ = [
     "BEMA",
     "EMA",
+    "L1",
+    "L2",
     "BEMAState",
+    "Distill",
     "DriftMeter",
     "DriftMeterState",
     "DriftTriggeredReset",
     "ElasticReset",
     "ElasticResetState",
     "Guard",
+    "KLLoss",
+    "LoRA",
     "MoFO",
     "OnDARE",
     "OnDAREAdamW",
@@ -96,6 +113,7 @@ __all__ = [
     "OnTIESAdamW",
     "OnlineMerging",
     "Pipeline",
+    "Replay",
     "ResetToAverage",
     "ResetToInitial",
     "SyncReference",

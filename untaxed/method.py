@@ -5,8 +5,10 @@ transformers, a trainer or a file.
 
 The sites, in the order in which they act within one step::
 
-    data -> loss -> gradient -> base optimizer -> update -> displacement -> (measure) -> between;  after training: after
-    while the trained model writes: decoding
+    data -> loss -> gradient -> base optimizer -> update -> displacement -> (measure) -> between
+
+and, outside of it: `model` before training (which weights are trained), `after` when it is over, `decoding` while the
+trained model writes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from .errors import SpecError, nearest
 from .values import typed
 
-Site = Literal["data", "loss", "gradient", "update", "displacement", "between", "after", "decoding"]
+Site = Literal["model", "data", "loss", "gradient", "update", "displacement", "between", "after", "decoding"]
 Need = Literal["pretrained", "prompts", "general_prompts", "reference_sets", "replay", "members"]
 INPUTS: Mapping[Need, str] = {  # a need that a training gives -> the field that takes it, in `Method.given_elsewhere`
     "pretrained": "delta",
@@ -122,6 +124,40 @@ class Setting:
 
 
 ALONE = Host()  # a loop that shows nothing but the policy
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    r"""What a method adds to the algorithm's loss: a value a token, on texts of its own.
+
+    .. math:: L \leftarrow L + c\,\frac{1}{N} \sum_t value_t
+
+    over the N tokens of a step's own batch, whatever the processes and micro-batches that it is divided among. With
+    ``share`` :math:`s` in place of :math:`c` and a batch size, as many texts are drawn as keep their tokens at that
+    share of all tokens of the training so far, and each of their tokens counts as one of the algorithm's own:
+    :math:`L + \frac{1}{N_{algorithm}} \sum_t value_t`.
+
+    Attributes:
+        texts: What is read; all of them once, in a random order, then again in another.
+        called: What messages call them ("replay: text 3 …").
+        value: ``f(logits, targets)``, or ``f(logits, initial_logits)`` where `compares`; logits are ``(places,
+            vocabulary)``, the others ``(places,)`` and ``(places, vocabulary)``. Gives ``(places,)``, in nats a token.
+        compares: True: at every token, with initial's logits there. False: at every token that another one follows,
+            the end of text among these.
+        coefficient: :math:`c`; None with a share.
+        batch_size: Texts an optimizer step, over all processes and micro-batches; None with a share.
+        share: :math:`s`, in (0, 1), of all tokens that the policy reads with a gradient; None with a coefficient.
+        seed: Of the order.
+    """
+
+    texts: Sequence[str]
+    called: str
+    value: Callable[[Tensor, Tensor], Tensor]
+    compares: bool = False
+    coefficient: float | None = None
+    batch_size: int | None = None
+    share: float | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -303,6 +339,14 @@ class Method:
     def arguments(self) -> dict[str, Any]:
         """Site `loss`: arguments that the algorithm itself already has for this method (its beta, say)."""
         return {}
+
+    def loss_term(self) -> LossTerm | None:
+        """Site `loss`: what is added to the algorithm's loss; None where `arguments` say all."""
+        return None
+
+    def adapter(self) -> dict[str, Any] | None:
+        """Site `model`: in place of all weights an adapter is trained, of LoRA with these arguments; None: all are."""
+        return None
 
     def gradient_rule(self) -> Callable[..., Tensor]:
         """Site `gradient`: ``f(gradient, entry, state)``, before the base optimizer's step (`optim.Pipeline`)."""

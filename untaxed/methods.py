@@ -34,8 +34,8 @@ from .merging import (
     PartAveraging,
 )
 from .method import Method
-from .objectives import KL
-from .optim import ChildTuning, MoFO, OnDARE, OnlineMerging, OnTIES, UpdateDropout
+from .objectives import KL, RPO, Distill, KLLoss, Replay
+from .optim import L1, L2, ChildTuning, LoRA, MoFO, OnDARE, OnlineMerging, OnTIES, UpdateDropout
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ ROWS: tuple[type[Method], ...] = (
     EMA, ElasticReset, ResetToInitial, ResetToAverage, DriftTriggeredReset,
     OnDARE, OnTIES, OnlineMerging, UpdateDropout, MoFO, ChildTuning,
     SyncReference, WARPAnchor, BEMA,
+    L1, L2, KLLoss, Distill, RPO, Replay, LoRA,
     BestOfN, LogitMixing,
 )  # fmt: skip
 METHODS: dict[str, type[Method]] = {row.name: row for row in ROWS}

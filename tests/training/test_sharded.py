@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("worker", ["sharded_worker", "gathered_worker"])
+@pytest.mark.parametrize("worker", ["sharded_worker", "gathered_worker", "terms_worker"])
 def test_methods_under_ddp_and_fsdp2_equal_one_process(tiny_initial: Path, tmp_path: Path, worker: str) -> None:
     """Two gloo processes; the laws are asserted in the worker."""
     for backend in ("ddp", "fsdp2"):

@@ -8,10 +8,13 @@ from ._delta import Delta as Delta
 from ._delta import as_delta as as_delta
 from ._delta import random_direction as random_direction
 from ._delta import sft_delta as sft_delta
+from ._lora import LoRA as LoRA
 from ._merge import Merging as Merging
 from ._merge import Place as Place
 from ._merge import merged_update as merged_update
 from ._online import MergeUpdate as MergeUpdate
+from ._penalties import L1 as L1
+from ._penalties import L2 as L2
 from ._pipeline import Pipeline as Pipeline
 from ._rounding import add_rounded as add_rounded
 from ._rows import MoFO as MoFO

@@ -16,7 +16,7 @@ from ._groups import check_names
 from ._nested import base_of, check_saved, nest, own_of
 from ._place import any_true, place_of
 from ._rounding import Rounding, added
-from ._sites import Entry, Function, Live, Rule, called, functions_of, wide_of
+from ._sites import Entry, Function, Live, Rule, called, functions_of, parts_of, wide_of
 
 log = logging.getLogger(__name__)
 
@@ -284,10 +284,18 @@ class Pipeline(torch.optim.Optimizer):
 
     def _displace(self, live: Live) -> None:
         initial = live.own.setdefault("initial", live.wide.clone())
-        proposed = displacement = live.wide - initial
-        for function in self._sites["displacement"]:
-            displacement = called(function, live, displacement, self._entry(live, function))
-        self._write(live, initial.to(live.local.dtype), displacement, proposed, "displacement")
+        functions = [(function, self._entry(live, function)) for function in self._sites["displacement"]]
+        whole = not all(getattr(function.rule, "elementwise", False) for function, _ in functions)
+        for part, origin in [(live, initial)] if whole else parts_of(live, initial):
+            proposed = displacement = part.wide - origin
+            for function, entry in functions:
+                displacement = called(function, part, displacement, entry)
+            if displacement is proposed:
+                continue
+            if whole or self.rounding != "nearest" or part.local.dtype != displacement.dtype:
+                self._write(part, origin.to(part.local.dtype), displacement, proposed, "displacement")
+            else:
+                torch.add(origin, displacement, out=part.local)
 
     def _write(self, live: Live, origin: Tensor, change: Tensor, proposed: Tensor, site: str) -> None:
         """Makes the weights origin + change; entries whose change is the proposed one keep the base's own value."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from ..weights import local
 from ._merge import Place
 
 SITES = ("gradient", "update", "displacement")
+PART = 1 << 18  # entries
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ state)``. It returns a new tensor; ``state`` is its own dict for this parameter,
 
 It may have ``defaults`` (hyperparameters for the groups), ``check(entries)`` (raises before anything is changed) and,
 at site update, ``flush(old, entry, state)`` (the update that is still owed, or None) and ``restart(state)`` (somebody
-replaced the weights: nothing is owed any more)."""
+replaced the weights: nothing is owed any more). At site displacement it may say ``elementwise = True``: each entry's
+answer depends on that entry alone and nothing is kept in ``state``, so that it is handed flat parts; it returns what it
+was handed itself where it changes nothing."""
 
 
 class Function(NamedTuple):
@@ -85,6 +88,19 @@ def called(function: Function, live: Live, values: Tensor, *rest: Any) -> Tensor
             f"{tuple(values.shape)}"
         )
     return answer.to(values.dtype)
+
+
+def parts_of(live: Live, origin: Tensor) -> Iterator[tuple[Live, Tensor]]:
+    """A parameter and another tensor of its shape cut into flat parts that stay in the cache while they are worked on.
+
+    A step of elementwise functions is several passes over the weights; whole tensors would each time go to memory.
+    """
+    if not (live.local.is_contiguous() and origin.is_contiguous()):
+        yield live, origin
+        return
+    for number, (weights, other) in enumerate(zip(live.local.view(-1).split(PART), origin.view(-1).split(PART))):
+        place = replace(live.place, offset=live.place.offset + number * PART)
+        yield Live(place, weights, live.group, live.own), other
 
 
 def functions_of(given: Mapping[str, Any]) -> dict[str, list[Function]]:

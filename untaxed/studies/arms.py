@@ -243,6 +243,7 @@ def check_arms(arms: Sequence[ArmPlan], context: Context) -> None:
     """
     for setting in (setting for arm in arms for setting in arm.settings):
         _check_searches(setting.after)
+        here = replace(context, lora=any(method.adapter() is not None for method in setting.training))
         for method in (*setting.training, *setting.after):
             if context.algorithm is None and method.trains:
                 raise SpecError(
@@ -256,7 +257,7 @@ def check_arms(arms: Sequence[ArmPlan], context: Context) -> None:
                 )
             for need in sorted(method.needed & set(GIVEN_BY) - context.given):
                 raise SpecError(f"methods: {method.name} needs {GIVEN_BY[need]}, which is not given")
-            method.check(context)
+            method.check(here)
 
 
 def _check_searches(after: Chain) -> None:

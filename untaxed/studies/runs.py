@@ -180,9 +180,10 @@ def _train(
     directory = store.run(run.key)
     trainer, attached = _trainer(bench, store, run)
     reporter.follow(trainer)
+    merged = training.Merged(lambda: bench.load(bench.task.initial))
 
     def observe(moment: training.Moment) -> None:
-        model: Any = moment.model
+        model = merged(moment.model)
         points.drop_from(moment.step, moment.phase)
         point = _point(point_name(moment.step, moment.phase), moment.step, moment.phase, moment.steps_since_reset)
         with WRITING:

@@ -1,5 +1,7 @@
 """Algorithms on TRL's trainers, `attach`, and the defaults that hold on this machine."""
 
+from .adapters import Merged as Merged
+from .adapters import trains_adapter as trains_adapter
 from .algorithms import ALGORITHMS as ALGORITHMS
 from .algorithms import Algorithm as Algorithm
 from .arguments import check_arguments as check_arguments

@@ -29,6 +29,7 @@ from .host import (
     samples_waiting,
     warn_low_precision,
 )
+from .in_loss import InLoss
 from .in_step import InStep, acts_in_step
 from .reference import check_reference
 from .state import read_state, write_state
@@ -95,6 +96,7 @@ def join(trainer: Trainer, methods: Sequence[Method]) -> Attached:
     check_reference(trainer, joined)
     check_together(joined)
     attached = attached or Attached(trainer)
+    attached.in_loss.host(joined)
     attached.methods = joined
     attached.in_step.host([method for method in attached.methods if acts_in_step(method)])
     warn_low_precision(trainer, tuple(methods))
@@ -109,6 +111,7 @@ class Attached:
         steps_since_reset: Optimizer steps since a method last replaced the policy's weights, or since the start.
         observer: Told about every step, before the methods act; `untaxed.training.train` sets it.
         in_step: What acts inside the optimizer's step.
+        in_loss: What is added to the loss.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -125,6 +128,7 @@ class Attached:
         self._resetting: list[Any] = []
         self._loaded: Mapping[str, Any] | None = None
         self.in_step = InStep(trainer)
+        self.in_loss = InLoss(trainer)
         self._hooks = Hooks(self, trainer)
         trainer.add_callback(self._hooks)
 
@@ -147,6 +151,7 @@ class Attached:
             raise Unsupported("these methods are detached already; attach(trainer, …) joins methods again")
         self._trainer.remove_callback(self._hooks)
         self.in_step.release()
+        self.in_loss.release()
         self.methods, self._live, self._meters, self._resetting = (), [], {}, []
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,7 +160,7 @@ class Attached:
             "methods": [{"name": method.name, **method.settings()} for method in self.methods],
             "steps_since_reset": self.steps_since_reset,
             "policy": _checksum(policy(self._trainer)),
-            "states": [live.state_dict() for live in self._live],
+            "states": [live.state_dict() for live in self._live] + self.in_loss.state_dicts(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -168,14 +173,14 @@ class Attached:
         ours = [{"name": method.name, **method.settings()} for method in self.methods]
         if state["methods"] != ours:
             raise StoreError(f"the saved state belongs to the methods {state['methods']}, attached are {ours}")
-        live = sum("between" in method.acts for method in self.methods)
+        live = sum("between" in method.acts for method in self.methods) + len(self.in_loss.methods)
         if len(state["states"]) != live:
             raise StoreError(
                 f"the saved state holds the states of {len(state['states'])} methods, {live} act here; "
                 "give one that was saved after training began"
             )
         self._loaded = state
-        if self._live:
+        if self._live or self.in_loss.terms:
             self._take_up()
 
     def load_checkpoint(self, directory: str | Path) -> None:
@@ -189,7 +194,7 @@ class Attached:
         Raises:
             Unsupported: A method cannot work, or the policy has been trained already and is not resumed.
         """
-        if self._began and not step and any(method.acts - {"loss"} for method in self.methods):
+        if self._began and not step and (self.in_loss.methods or any(one.acts - {"loss"} for one in self.methods)):
             raise Unsupported(
                 "train() was called again on a trainer whose policy has moved, which the methods would take for the "
                 "initial model; go on with train(resume_from_checkpoint=…), or build a new trainer and attach to it"
@@ -201,12 +206,13 @@ class Attached:
             check_model(self._trainer)
         check_reference(self._trainer, self.methods)
         between = [method for method in self.methods if "between" in method.acts]
-        if step and between and self._loaded is None:
+        if step and (between or self.in_loss.methods) and self._loaded is None:
             self.load_checkpoint(Path(str(self._trainer.args.output_dir)) / f"checkpoint-{step}")
         self.steps_since_reset = 0
         metered = any(method.name == DRIFT for method in between)
         host = host_of(self._trainer, drift=self.drift if metered else None, reset=self._ask)
         self._live = [method.between(model, host) for method in between]
+        self.in_loss.begin(self.methods, fresh=self._loaded is None)
         if sum(isinstance(live, Shown) for live in self._live) > 1:
             raise Unsupported("two averages go along, and only one can be what is measured and shipped; leave one out")
         pairs = list(zip(between, self._live, strict=True))
@@ -223,6 +229,7 @@ class Attached:
         learned from; a reset that is due then comes at the next step that is free. The same holds for a reference.
         """
         self._began = True
+        self.in_loss.end_step()
         if last:
             self.in_step.flush()
         for meter in self._meters.values():
@@ -295,8 +302,9 @@ class Attached:
                 "the saved state belongs to other weights than the policy's; resume the trainer from the checkpoint "
                 "that the state was saved in, or call load_checkpoint with the folder it resumes from"
             )
-        for live, saved in zip(self._live, state["states"], strict=True):
+        for live, saved in zip(self._live, state["states"]):
             live.load_state_dict(saved)
+        self.in_loss.load_state_dicts(state["states"][len(self._live) :])
         self.steps_since_reset = state["steps_since_reset"]
 
 

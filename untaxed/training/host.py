@@ -13,12 +13,13 @@ from torch import nn
 from ..errors import Unsupported
 from ..method import Context, Method
 from ..weights import trainable
+from .adapters import check_adapter
 from .algorithms import ALGORITHMS
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-HOSTED = {"loss", "gradient", "update", "displacement", "between"}
+HOSTED = {"model", "loss", "gradient", "update", "displacement", "between"}
 BACKENDS = {"plain", "ddp", "fsdp2"}
 NEEDED = ("state", "args", "model", "callback_handler", "add_callback")  # what makes a trainer one to attach to
 
@@ -91,7 +92,7 @@ def check_settings(trainer: Trainer, method: Method, *, max_steps: int | None = 
         max_steps: Optimizer steps of the training, where they are known better than by the trainer's arguments.
     """
     context = _context(trainer)
-    if method.acts - {"loss"} and not trainable(policy(trainer)):
+    if (method.acts - {"loss"} or method.loss_term()) and not trainable(policy(trainer)):
         raise Unsupported(
             f"{method.name} would do nothing: the trainer's model has no trainable parameter; set requires_grad on "
             "what is trained before you build the trainer"
@@ -99,6 +100,7 @@ def check_settings(trainer: Trainer, method: Method, *, max_steps: int | None = 
     method.check(dataclasses.replace(context, max_steps=max_steps or context.max_steps))
     if method.watches and getattr(trainer, "processing_class", None) is None:
         raise Unsupported(f"{method.name} draws texts and needs a tokenizer: build the trainer with processing_class=…")
+    check_adapter(policy(trainer), method)
     for key, value in method.arguments().items():
         if getattr(trainer.args, key, None) != value:
             raise Unsupported(

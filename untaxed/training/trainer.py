@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from ..checkpoints import disk_is_full, load_model, load_tokenizer, no_bars
 from ..errors import CheckpointError, DataError, RunFailed, SpecError, UntaxedError, last_line, require
 from ..method import Context, Method
+from .adapters import adapter_of, check_targets, seeded, trains_adapter
 from .algorithms import Algorithm, algorithm
 from .arguments import check_arguments, free_every, to_config
 from .data import as_reward_function, check_preferences, check_prompts, holds_messages, take_apart
@@ -55,15 +57,17 @@ def make_trainer(
         Unsupported: A method that cannot work with this algorithm.
     """
     row = algorithm(name)
-    chosen = _arguments(row, arguments, task, methods)
+    chosen = _arguments(row, arguments, task, ())
     context = Context(
         row.name,
         chosen["max_steps"],
         given=task.given,
+        lora=trains_adapter(methods),
         free_every=free_every(row.name, chosen),
     )
     for method in methods:
         method.check(context)
+    chosen = _arguments(row, arguments, task, methods)
     model, tokenizer = load_model(task.initial), load_tokenizer(task.initial)
     if model.num_parameters() >= LARGE:
         chosen.setdefault("activation_checkpointing", True)
@@ -73,7 +77,7 @@ def make_trainer(
     require("datasets", extra="train")  # loaded before its bars can be switched off
     _check_tokenizer(row, tokenizer, task)
     with no_bars(), _one_line(row):
-        trainer = _build(row, config, task, model, tokenizer)
+        trainer = _build(row, config, task, model, tokenizer, adapter_of(methods))
     if not row.on_policy:
         _check_dropped(row, trainer, task)
     _check_reference(trainer, task)
@@ -113,13 +117,21 @@ def _config(row: Algorithm, arguments: Mapping[str, Any], seed: int, output_dir:
         raise SpecError(f"algorithm {row.name}: {str(error).strip().splitlines()[0]}") from error
 
 
-def _build(row: Algorithm, config: Any, task: Task, model: nn.Module, tokenizer: Any) -> Trainer:
+def _build(row: Algorithm, config: Any, task: Task, model: nn.Module, tokenizer: Any, adapter: Any) -> Trainer:
+    if adapter is None:
+        return _built(row, config, task, model, tokenizer)
+    check_targets(model, adapter)
+    with seeded(config.seed):
+        return _built(row, config, task, model, tokenizer, adapter)
+
+
+def _built(row: Algorithm, config: Any, task: Task, model: nn.Module, tokenizer: Any, adapter: Any = None) -> Trainer:
     datasets = require("datasets", extra="train")
-    build = row.trainer_class()
+    build = partial(row.trainer_class(), peft_config=adapter)
     if not row.on_policy:
         rows = check_preferences(task.preferences)
         data = datasets.Dataset.from_list(take_apart(rows, seed=config.seed) if row.takes_apart else rows)
-        reference = load_model(task.initial)
+        reference = None if adapter else load_model(task.initial)  # without its adapter a policy is its own
         return build(model, reference, args=config, train_dataset=data, processing_class=tokenizer)
     if task.reward is None:
         raise DataError(f"{row.name} needs a reward; the task has none")
