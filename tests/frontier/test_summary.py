@@ -237,7 +237,9 @@ def test_resamples_without_a_gain_are_no_warning_and_no_number():
     object.__setattr__(point, "scores", lambda split, key, whole=point.scores: _in_four_items(whole(split, key), key))
     found = summary_of(arm, stopping_arm(), about=facts(seeds=(0,)))
     assert found["gain"]["low"] > 0
-    assert entry(found, "early_stopping")["share"]["why"] == "not a finite number on every resample of the items"
+    assert entry(found, "early_stopping")["area"]["why"] == "not a finite number on every resample of the items"
+    # it is plain's own point, all of plain's gain on every resample
+    assert entry(found, "early_stopping")["share"]["low"] == pytest.approx(1)
 
 
 def _in_four_items(scores, key):
