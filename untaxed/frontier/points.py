@@ -117,6 +117,10 @@ class Facts:
     initial: Point
     seeds: Sequence[int]
 
+    def __post_init__(self) -> None:
+        if both := set(self.select) & set(self.report):
+            raise ValueError(f"abilities are select or report, not both: {', '.join(sorted(both))}")
+
     def measure(self, key: str) -> Mapping[str, Any]:
         """The description of one measure (``"abilities.facts"``)."""
         return next(measure for measure in self.measures if f"{measure['group']}.{measure['name']}" == key)
@@ -138,7 +142,11 @@ class Facts:
 
 
 def retention(ability: Any, initial: Any, chance: float) -> Any:
-    r"""Share of the ability above chance that is kept: :math:`(a - c) / (a_{initial} - c)`; numbers or arrays."""
+    r"""Share of the ability above chance that is kept: :math:`(a - c) / (a_{initial} - c)`; numbers or arrays.
+
+    Nothing is cut: an ability that fell below chance has less than 0, one that was won more than 1. Near chance the
+    denominator is noise, which is why `left_out` names abilities before they come here.
+    """
     return (ability - chance) / (initial - chance)
 
 

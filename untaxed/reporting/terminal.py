@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from .drops import drops, drops_title
 from .numbers import Cell, Summary
 from .tables import Column, Table, arm_name, arms_table
 
@@ -32,6 +33,10 @@ def terminal(summary: Summary, console: Console) -> None:
     hidden = [column.title for column in table.columns if column not in fits.columns]
     if hidden:
         console.print(Text(f"In a wider window, in --json and in the report: {'; '.join(hidden)}.", style="dim"))
+    if told := drops(summary):
+        console.print(Text(f"{drops_title(summary)}:"))
+        for arm, said in told:
+            console.print(Text(f"  {arm}: {said}"))
     for line in [*summary["caveats"], *(f"Left out: {out['ability']} ({out['why']})." for out in summary["left_out"])]:
         console.print(Text(line))
 
