@@ -76,6 +76,15 @@ def test_what_both_models_share_cancels():
     assert (same.p, same.changed, same.interval.mean) == (1.0, 0, 0.0)
 
 
+def test_where_few_right_or_wrong_items_change_some_are_counted_that_were_not_seen():
+    right = np.ones((50, 1))
+    # nothing changed: an error of sqrt(2) / 50 = 0.028284, times t(0.975, 49) = 2.009575
+    found = paired_difference("mean", [right], [right], over="items")
+    assert (found.interval.high, found.p) == (pytest.approx(0.056840, abs=1e-6), 1.0)
+    # scores in between are taken as they are
+    assert paired_difference("mean", [right / 2], [right / 2], over="items").interval.high == 0
+
+
 def test_one_model_before_stands_for_all_seeds():
     before, after = noisy(1), noisy(3, seed=2)
     assert paired_difference("mean", before, after) == paired_difference("mean", before * 3, after)

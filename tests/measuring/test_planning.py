@@ -13,6 +13,7 @@ from untaxed.measuring.planning import (
     items_needed,
     minimum_detectable,
     pilot_deviation,
+    planned,
     quantiles,
     worst_deviation,
 )
@@ -116,3 +117,22 @@ def test_more_power_and_a_stricter_level_need_more():
 def test_what_has_no_answer_is_refused(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_where_initial_is_always_right_a_loss_varies_by_what_it_flips():
+    # 2.801585^2 = 7.848880: 7.848880 / (100 + 7.848880) = 0.072777, which varies by 0.072777 * 0.927223 = 0.067481:
+    # 2.801585 * sqrt(0.067481 / 100) = 0.072777
+    always = planned("mean", np.ones((100, 1)))
+    assert (always.deviation, always.whole, always.room) == (0.0, True, 1.0)
+    assert minimum_detectable(always).loss == pytest.approx(0.072777, abs=1e-6)
+    assert minimum_detectable(Planned(100, 0.0)).loss == 0  # scores in between may all fall alike
+
+
+def test_an_ability_is_planned_from_what_initial_scores():
+    scores = (np.arange(400) < 300).astype(float)[:, None]
+    found = planned("mean", scores, chance=0.25, correlation=0.8)
+    assert (found.items, found.room, found.whole) == (400, 0.5, True)
+    assert found.deviation == pytest.approx(expected_deviation("mean", scores, 0.8))
+    assert not planned("mean", scores / 2).whole
+    with pytest.raises(ValueError, match="not above chance"):
+        planned("mean", scores, chance=0.75)

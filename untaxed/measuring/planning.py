@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .statistics import REPLICATES, Array, draws, item_weights
+from .statistics import REPLICATES, Array, draws, item_weights, value
 
 POWER, LEVEL = 0.8, 0.05
 CORRELATION = 0.5  # of an item's scores before and after alignment, where nothing is known
@@ -24,11 +24,13 @@ class Planned:
         items: How many there are.
         deviation: Standard deviation over items of one item's loss, in the ability's own unit.
         room: What `initial` has above chance, of which a tax is a share; None where it is not known yet.
+        whole: Whether an item is right or wrong, 1 or 0: a loss then flips items, and varies by that alone.
     """
 
     items: int
     deviation: float
     room: float | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.items < 1:
@@ -96,6 +98,17 @@ def pilot_deviation(statistic: str, before: Array, after: Array) -> float:
     return _deviation(statistic, [before, after])
 
 
+def planned(statistic: str, scores: Array, *, chance: float = 0.0, correlation: float = CORRELATION) -> Planned:
+    """An ability as `initial` scores it, (items, k), ready for `minimum_detectable`.
+
+    Raises:
+        ValueError: `initial` is not above chance.
+    """
+    whole = statistic == "mean" and bool(np.isin(scores, (0.0, 1.0)).all())
+    room = value(statistic, scores) - chance
+    return Planned(len(scores), expected_deviation(statistic, scores, correlation), room, whole)
+
+
 def _factor(correlation: float) -> float:
     if not -1 <= correlation < 1:
         raise ValueError(f"correlation must be in [-1, 1), got {correlation}")
@@ -126,6 +139,10 @@ def minimum_detectable(
     chance; the tax on several abilities is their mean, and its error
     :math:`\sqrt{\sum_t \sigma_t^2 / (N_t\,room_t^2)} / T`.
 
+    Where items are right or wrong, a loss :math:`\delta` flips a share :math:`\delta` of them at least, which alone
+    varies by :math:`\delta (1 - \delta)`: it is never below :math:`q^2 / (N + q^2)`, even where `initial` is
+    always right and its scores do not vary at all.
+
     It counts the noise of items only: trainings that differ from seed to seed need a larger loss still. From about 30
     items on the formula holds.
 
@@ -143,7 +160,7 @@ def minimum_detectable(
     if not parts:
         raise ValueError("no ability was given")
     sum_of = quantiles(power, level)
-    errors = [part.deviation / math.sqrt(part.items) for part in parts]
+    errors = [_error(part, sum_of) for part in parts]
     loss = sum_of * errors[0] if len(parts) == 1 else None
     rooms = [part.room for part in parts]
     known = [room for room in rooms if room is not None]
@@ -151,6 +168,12 @@ def minimum_detectable(
     if len(known) == len(rooms):
         tax = sum_of * math.sqrt(sum((error / room) ** 2 for error, room in zip(errors, known))) / len(parts)
     return Detectable(loss, tax, sum(part.items for part in parts), power, level)
+
+
+def _error(part: Planned, sum_of: float) -> float:
+    """Standard error of a mean loss; of right-or-wrong items at least that of the loss which it finds."""
+    least = sum_of / (part.items + sum_of**2) if part.whole else 0.0
+    return max(part.deviation / math.sqrt(part.items), least)
 
 
 def items_needed(deviation: float, loss: float, *, power: float = POWER, level: float = LEVEL) -> int:
