@@ -161,13 +161,21 @@ def test_what_rose_is_told_the_right_way_round(summary):
     facts = summary["arms"][0]["abilities"]["facts"]
     facts |= {"real": "gain", "p_adjusted": 0.0123, "loss": interval(-0.2, -0.3, -0.1)}
     assert drops(summary)[0] == ("plain", "facts rose by 0.200 (0.100 to 0.300, p 0.012); 1 of 6")
-    assert drops(summary)[1][1] == "none of 6"
+    assert drops(summary, short=True)[0] == ("plain", "facts +0.200; 1 of 6")
+    assert drops(summary)[1][1] == drops(summary, short=True)[1][1] == "none of 6"
 
 
 def test_drops_stand_in_terminal_and_markdown_and_say_when_they_are_of_items_only(summary):
-    for text in (" ".join(printed(summary, 100).split()), markdown(summary)):
-        assert "Abilities that really fell or rose (Benjamini-Hochberg at 0.05 over each arm's abilities)" in text
-        assert "plain: " in text
+    title = "Abilities that really fell or rose (Benjamini-Hochberg at 0.05 over each arm's abilities)"
+    wide, narrow = (" ".join(printed(summary, width).split()) for width in (250, 80))
+    assert title in wide
+    assert f"plain: {dict(drops(summary, short=True))['plain']}" in wide
+    assert title not in narrow
+    assert "which abilities really fell." in narrow
+    assert title in markdown(summary)
+    assert f"- plain: {dict(drops(summary))['plain'].replace('_', chr(92) + '_')}".replace("<", "&lt;") in markdown(
+        summary
+    )
     summary["arms"][0]["abilities"]["facts"]["loss"]["why"] = "items only, 1 seed"
     assert drops_title(summary).endswith("abilities; over test items only)")
 

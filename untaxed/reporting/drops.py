@@ -11,10 +11,14 @@ WORDS = {"drop": "fell", "gain": "rose"}
 LEVEL = "Benjamini-Hochberg at 0.05"
 
 
-def drops(summary: Summary) -> list[tuple[str, str]]:
-    """(arm, what fell and rose) of every arm whose abilities were tested; empty for summaries from before they were."""
+def drops(summary: Summary, *, short: bool = False) -> list[tuple[str, str]]:
+    """(arm, what fell and rose) of every arm whose abilities were tested; empty for summaries from before they were.
+
+    Args:
+        short: Changes alone, without interval and p.
+    """
     found = [(entry["arm"], _tested(entry["abilities"])) for entry in summary["arms"]]
-    return [(arm, _said(tested)) for arm, tested in found if tested]
+    return [(arm, _said(tested, short)) for arm, tested in found if tested]
 
 
 def finding(ability: Mapping[str, Any]) -> str:
@@ -33,12 +37,18 @@ def _tested(abilities: Mapping[str, Any]) -> dict[str, Any]:
     return {name: ability for name, ability in abilities.items() if ability.get("p_adjusted") is not None}
 
 
-def _said(tested: Mapping[str, Any]) -> str:
+def _said(tested: Mapping[str, Any], short: bool) -> str:
     real = {name: ability for name, ability in tested.items() if finding(ability)}
     if not real:
         return f"none of {len(tested)}"
     ordered = sorted(real.items(), key=lambda pair: -pair[1]["loss"]["mean"])
-    return f"{'; '.join(_one(name, ability) for name, ability in ordered)}; {len(real)} of {len(tested)}"
+    changes = [_change(name, ability) if short else _one(name, ability) for name, ability in ordered]
+    return f"{(', ' if short else '; ').join(changes)}; {len(real)} of {len(tested)}"
+
+
+def _change(name: str, ability: Mapping[str, Any]) -> str:
+    change = -ability["loss"]["mean"]
+    return f"{name} {'+' if change > 0 else ''}{plain_number(change)}"
 
 
 def _one(name: str, ability: Mapping[str, Any]) -> str:

@@ -115,6 +115,6 @@ def abilities_table(summary: Summary) -> AbilityTable:
 
 def _kept(ability: Mapping[str, Any], notes: Notes) -> Kept:
     share = ability["retention"]["mean"]
-    cells = (notes.cell(ability[key]) for key in ("retention", "value", "loss"))
+    kept, value, loss = (notes.cell(ability[key]) for key in ("retention", "value", "loss"))
     p = ability.get("p_adjusted")
-    return Kept(share, *cells, finding(ability), "" if p is None else p_in_words(p))
+    return Kept(share, kept, value, loss, finding(ability), "" if p is None else p_in_words(p))

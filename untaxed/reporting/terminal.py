@@ -15,6 +15,7 @@ from .tables import Column, Table, arm_name, arms_table
 if TYPE_CHECKING:
     from rich.console import Console
 
+WIDE = 100  # columns from which on there is room for what fell
 SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -30,10 +31,12 @@ def terminal(summary: Summary, console: Console) -> None:
     console.print(_drawn(fits))
     for number, reason in enumerate(fits.notes, start=1):
         console.print(Text(f"{_mark(number)} {reason}", style="dim"))
+    told = drops(summary, short=True)
     hidden = [column.title for column in table.columns if column not in fits.columns]
+    hidden += ["which abilities really fell"] if told and console.width < WIDE else []
     if hidden:
         console.print(Text(f"In a wider window, in --json and in the report: {'; '.join(hidden)}.", style="dim"))
-    if told := drops(summary):
+    if told and console.width >= WIDE:
         console.print(Text(f"{drops_title(summary)}:"))
         for arm, said in told:
             console.print(Text(f"  {arm}: {said}"))
