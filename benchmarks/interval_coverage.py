@@ -12,6 +12,7 @@ and to what they could have been instead: marked *, each shows why they are as t
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import time
 from collections import defaultdict
@@ -262,20 +263,45 @@ def coverage(cell: Cell, worlds: int, seed: int = 0) -> dict[str, Tally]:
     return dict(tallies)
 
 
+def bootstrap_alone(before: Array, after: Array) -> Interval:
+    """The difference over items as its resamples show it: without flips that were not seen."""
+    items = len(before)
+    found = draws("mean", [before, after], item_weights("", items, REPLICATES))
+    difference = found[:, 1] - found[:, 0]
+    half = t_quantile(0.975, items - 1) * float(difference[1:].std(ddof=1)) * math.sqrt(items / (items - 1))
+    return Interval(float(difference[0]), difference[0] - half, difference[0] + half, 1)
+
+
 def near_the_edge(worlds: int, generator: np.random.Generator) -> list[str]:
     """Rows of the table of intervals over items alone, where only few items change."""
     rows = []
     for items in (30, 100, 400):
         for changes in (0.02, 0.05, 0.2):
-            tally = Tally()
-            changed = 0
+            alone, shown_, changed = Tally(), Tally(), 0
             for _ in range(worlds):
-                before = (generator.random(items) < INITIAL).astype(float)
-                after = before * (generator.random(items) >= changes)
-                found = paired_difference("mean", [after[:, None]], [before[:, None]], over="items", replicates=200)
-                tally.add(found.interval, INITIAL * changes)
+                before = (generator.random((items, 1)) < INITIAL).astype(float)
+                after = before * (generator.random((items, 1)) >= changes)
+                found = paired_difference("mean", [after], [before], over="items", replicates=REPLICATES)
+                alone.add(bootstrap_alone(after, before), INITIAL * changes)
+                shown_.add(found.interval, INITIAL * changes)
                 changed += found.changed
-            rows.append(f"| {items} | {changed / worlds:.1f} | {tally.coverage:.3f} ± {tally.error:.3f} |")
+            rows.append(f"| {items} | {changed / worlds:.1f} | {alone.coverage:.3f} | {shown_.coverage:.3f} |")
+    return rows
+
+
+def mixtures(count: int, generator: np.random.Generator) -> list[str]:
+    """Rows of the table of coverage where normal seeds and items err together, items r times as much as the seeds."""
+    rows = []
+    for seeds, ratio in itertools.product((3, 5, 10), (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)):
+        error = generator.normal(size=count) * math.sqrt(1 + ratio)
+        spread = generator.chisquare(seeds - 1, count) / (seeds - 1)
+        noise = ratio * generator.chisquare(REPLICATES, count) / REPLICATES
+        t, z = t_quantile(0.975, seeds - 1), NormalDist().inv_cdf(0.975)
+        freedom = (spread + noise) ** 2 / (spread**2 / (seeds - 1) + noise**2 / (ITEMS - 1))
+        welch = np.vectorize(lambda whole: t_quantile(0.975, int(whole)))(freedom.astype(int))
+        squares = (t**2 * spread + z**2 * noise, t**2 * (spread + noise), welch**2 * (spread + noise))
+        held = [f"{float((error**2 <= square).mean()):.3f}" for square in squares]
+        rows.append(f"| {seeds} | {ratio:g} | " + " | ".join(held) + " |")
     return rows
 
 
@@ -301,14 +327,21 @@ def main() -> None:
     worlds = parser.parse_args().worlds
     began = time.process_time()
     for first in range(0, len(CELLS), 3):
-        print("\n".join(table(CELLS[first : first + 3], [coverage(c, worlds) for c in CELLS[first : first + 3]])), "\n")
-    print("\n".join(table(ALONE, [coverage(cell, worlds) for cell in ALONE])), "\n")
-    rows = near_the_edge(worlds, np.random.default_rng(7))
-    print("\n".join(["| items | changed, mean | coverage |", "|--:|--:|--:|", *rows]), "\n")
+        show(*table(CELLS[first : first + 3], [coverage(cell, worlds) for cell in CELLS[first : first + 3]]))
+    show(*table(ALONE, [coverage(cell, worlds) for cell in ALONE]))
+    head = "| items | changed, mean | bootstrap alone | one unseen flip each way |"
+    show(head, "|--:|--:|--:|--:|", *near_the_edge(worlds, np.random.default_rng(7)))
+    head = "| seeds | items over seeds | a quantile each | one quantile | Welch and Satterthwaite |"
+    show(head, "|--:|--:|--:|--:|--:|", *mixtures(100_000, np.random.default_rng(8)))
     error = math.sqrt(0.95 * 0.05 / worlds)
-    print(
+    show(
         f"{worlds} worlds a cell, Monte-Carlo error {error:.4f} at 0.95; {time.process_time() - began:.0f} s of a core"
     )
+
+
+def show(*lines: str) -> None:
+    """Prints a table."""
+    print("\n".join(lines), "\n", flush=True)
 
 
 if __name__ == "__main__":
