@@ -109,11 +109,17 @@ def test_plan_says_runs_minutes_and_disk_and_starts_nothing(studied: tuple[Path,
     assert "study     2 runs: 2 to do" in new.stdout
     assert "(2 steps tried out)" in new.stdout
     assert " of weights at most; " in new.stdout
+    assert (
+        "found     the least that is found in 80 % of cases at level 0.05, by the noise of validation items"
+        in new.stdout
+    )
     known = json.loads(untaxed(*words, "--out", out, "--json").stdout)
     assert (known["runs"], known["done"], known["basis"]) == (2, 1, "1 run done before")
     assert known["seconds"] > 0
     assert known["disk_bytes"] >= known["kept_bytes"] > 0
     assert len(known["unfinished"]) == 1
+    assert known["detectable"]
+    assert {row["split"] for row in known["detectable"]} == {"test"}
 
 
 def test_align_does_one_run_and_the_study_takes_it_as_done(studied: tuple[Path, Path, Result], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_arms import ITEMS, MEASURES, facts, gentle_arm, plain_arm, point, setting, stopping_arm
 
@@ -149,3 +149,82 @@ def test_abilities_that_were_not_measured_are_left_out():
 def test_certain_scores_above_chance_are_measurable():
     assert left_out(facts()) == {}
     assert isinstance(facts(), Facts)
+
+
+AWKWARD = [(0.0, 0.7, 0.8), (0.1, 0.2, 0.5), (0.1, 1.1, 0.95), (0.1, 0.3, 0.8)]  # a last bit below the share
+
+
+def arm_of(*numbers, name="arm"):
+    """One setting a (gold, facts) pair, ten steps apart; reading stays whole."""
+    made = [setting(f"step {10 * i}", {"gold": gold, "facts": facts}) for i, (gold, facts) in enumerate(numbers, 1)]
+    return Arm(name, [], made)
+
+
+def matched(arm, about=None, name="q0.5"):
+    return choose([plain_arm(), arm], about or facts()).arms[arm.name].named[name]
+
+
+def test_of_equal_taxes_the_most_reward_and_of_equal_settings_the_first():
+    assert matched(arm_of((0.5, 0.7), (0.6, 0.7), (0.4, 0.7))).setting == "step 20"
+    assert matched(arm_of((0.5, 0.7), (0.5, 0.7))).setting == "step 10"
+
+
+@pytest.mark.parametrize(("start", "gain", "share"), AWKWARD)
+def test_a_setting_exactly_at_the_reward_is_there_whatever_the_rounding(start, gain, share):
+    plain = Arm("plain", [], [setting("step 10", {"proxy": 1.0, "gold": start + gain, "facts": 0.6})], plain=True)
+    arm = Arm("exact", [], [setting("step 10", {"gold": start + share * gain})])
+    named = choose([plain, arm], facts(gold=start)).arms["exact"].named
+    assert named[f"q{share:g}"].setting == "step 10"
+
+
+def test_a_setting_a_hair_below_the_reward_is_not_there():
+    # of 0.7, where a half is 0.35
+    found = matched(arm_of((0.349999, 0.8)))
+    assert (found.setting, found.how) == (None, "never got there: at most 0.499999 of plain's gain on validation")
+
+
+def test_settings_whose_reward_is_missing_are_not_there():
+    assert matched(arm_of((float("nan"), 0.8), (0.5, 0.7))).setting == "step 20"
+    assert matched(arm_of((float("inf"), 0.8), (0.5, 0.7))).setting == "step 20"
+    assert matched(arm_of((float("nan"), 0.8))).how == "no finished runs"
+
+
+def test_a_lower_reward_than_initials_is_never_matched():
+    assert matched(arm_of((-1.0, 0.8))).how == "never got there: at most -1.43 of plain's gain on validation"
+
+
+@settings(max_examples=5, deadline=None)
+@given(*[st.lists(st.floats(0, 1), min_size=2, max_size=2)] * 2)
+def test_no_choice_depends_on_report_abilities_nor_on_test(validation, test):
+    def choices(reported, tested):
+        def made(arm, number, other):
+            points = {"proxy": 0.9, "gold": 0.68, "facts": 0.78, "sums": number}
+            more = setting(
+                "step 30", {**points, "facts": 0.7, "sums": other}, test={"facts": tested[0], "gold": tested[1]}
+            )
+            return dataclasses.replace(arm, settings=[*arm.settings, setting("step 20", points), more][-2:])
+
+        about = facts(sums=0.5)
+        return str(choose([plain_arm(), made(gentle_arm(), *reported)], about))
+
+    assert choices(validation, test) == choices([0.5, 0.5], [0.6, 0.7])
+
+
+def test_an_ability_is_select_or_report():
+    with pytest.raises(ValueError, match="not both: reading"):
+        facts(select=("facts", "reading"), report=("reading",))
+
+
+@pytest.mark.parametrize(("now", "kept"), [(0.25, 0.0), (0.2, -0.1), (0.75, 1.0), (0.8, 1.1)])
+def test_retention_is_not_cut_at_chance_nor_at_initial(now, kept):
+    # (now - 0.25) / 0.5
+    assert retention(now, 0.75, 0.25) == pytest.approx(kept)
+
+
+def test_an_ability_of_which_all_answers_are_guesses_on_one_split_alone_is_left_out():
+    """40 items with two options and an accuracy of 0.7 on validation: 0.2 above chance, at an error of 0.07."""
+    measures = [{**one, "chance": 0.5 if one["name"] == "reading" else one["chance"]} for one in MEASURES]
+    assert "reading" not in left_out(facts(measures, reading=0.75))
+    assert left_out(facts(measures, reading=0.75, test={"reading": 0.5}))["reading"].startswith(
+        "initial is 0.000 below"
+    )

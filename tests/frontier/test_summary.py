@@ -237,7 +237,9 @@ def test_resamples_without_a_gain_are_no_warning_and_no_number():
     object.__setattr__(point, "scores", lambda split, key, whole=point.scores: _in_four_items(whole(split, key), key))
     found = summary_of(arm, stopping_arm(), about=facts(seeds=(0,)))
     assert found["gain"]["low"] > 0
-    assert entry(found, "early_stopping")["share"]["why"] == "not a finite number on every resample of the items"
+    assert entry(found, "early_stopping")["area"]["why"] == "not a finite number on every resample of the items"
+    # it is plain's own point, all of plain's gain on every resample
+    assert entry(found, "early_stopping")["share"]["low"] == pytest.approx(1)
 
 
 def _in_four_items(scores, key):
@@ -291,3 +293,68 @@ def test_a_reference_curve_wins_nothing_and_is_shown_whole():
 def test_a_study_of_reference_curves_alone_has_no_verdict():
     summary = summary_of(plain_arm(), stopping_arm(), curve_arm())
     assert summary["verdict"] == "No verdict: no arm can be compared with early stopping at matched reward 0.95."
+
+
+def test_abilities_carry_which_of_them_really_fell():
+    """Seeds at -s, 0, +s about the numbers: t = loss / (s / sqrt(3)) with two degrees of freedom."""
+    plain = plain_arm(spread=0.02, shift={"proxy": 0, "gold": 0})
+    found = entry(summary_of(plain), "plain")["abilities"]
+    # losses 0.2, 0.25, 0.25 at s = 0.02: t = 17.3, 21.7, 21.7, p = 0.003317, 0.0021265, 0.0021265
+    assert [found[name]["p"] for name in ("facts", "reading", "sums")] == [
+        pytest.approx(0.003317, abs=1e-6),
+        pytest.approx(0.0021265, abs=1e-6),
+        pytest.approx(0.0021265, abs=1e-6),
+    ]
+    # sorted 0.0021265, 0.0021265, 0.003317 times 3/1, 3/2, 3/3: 0.00638 and 0.00319, lowered to 0.00319
+    assert found["facts"]["p_adjusted"] == pytest.approx(0.003317, abs=1e-6)
+    assert found["sums"]["p_adjusted"] == pytest.approx(1.5 * 0.0021265, abs=1e-6)
+    assert {ability["real"] for ability in found.values()} == {"drop"}
+
+
+def test_left_out_abilities_are_neither_tested_nor_counted():
+    found = entry(summary_of(plain_arm(), about=facts(reading=0.25)), "plain")["abilities"]
+    assert (found["reading"]["p"], found["reading"]["p_adjusted"], found["reading"]["real"]) == (None, None, None)
+    assert found["facts"]["real"] == "drop"
+    assert entry(summary_of(plain_arm(test=False)), "plain")["abilities"]["facts"]["real"] is None
+
+
+def gains(plain, other):
+    """Plain's gold reward and an arm's, seed by seed; abilities alike."""
+
+    def arm(name, found, step, **more):
+        made = {
+            seed: setting(f"step {step}", {"proxy": 1.0, "gold": gold}, seeds=(seed,))
+            for seed, gold in enumerate(found)
+        }
+        points = {seed: one.points[seed] for seed, one in made.items()}
+        return Arm(name, [], [dataclasses.replace(made[0], points=points)], **more)
+
+    return summary_of(arm("plain", plain, 30, plain=True), arm("other", other, 30))
+
+
+def test_a_share_is_a_paired_ratio():
+    # Fieller's interval of the means of (0.6, 0.7, 0.8) and (0.9, 1.0, 1.1), differences of 0.3 throughout:
+    # s² / n of both 0.01 / 3, t² = 18.512821; a = 1 - 0.061709, b = 0.7 - 0.061709, c = 0.49 - 0.061709:
+    # (0.638291 +- sqrt(0.407415 - 0.401862)) / 0.938291
+    share = entry(gains([0.9, 1.0, 1.1], [0.6, 0.7, 0.8]), "other")["share"]
+    assert [share[key] for key in ("low", "mean", "high")] == pytest.approx([0.600850, 0.7, 0.759690], abs=1e-5)
+    # what rises and falls with plain's gain has a ratio without width
+    proportional = entry(gains([0.9, 1.0, 1.1], [0.45, 0.5, 0.55]), "other")["share"]
+    assert [proportional[key] for key in ("low", "mean", "high")] == pytest.approx([0.5] * 3)
+    assert entry(gains([0.9, 1.0, 1.1], [0.45, 0.5, 0.55]), "plain")["share"]["high"] == 1
+
+
+def test_an_area_carries_the_spread_of_plains_gain():
+    # one setting that keeps everything: the area is its share, cut at 1. Its gain is 0.5 at every seed, so that all
+    # of the spread is plain's: leaving out a seed gives 0.5 / 1.05, 0.5 / 1.0, 0.5 / 0.95
+    area = entry(gains([0.9, 1.0, 1.1], [0.5, 0.5, 0.5]), "other")["area"]
+    without = [0.5 / 1.05, 0.5, 0.5 / 0.95]
+    mean = sum(without) / 3
+    error = (2 / 3 * sum((one - mean) ** 2 for one in without)) ** 0.5
+    assert area["mean"] == pytest.approx(0.5)
+    assert area["high"] - area["mean"] == pytest.approx(4.302653 * error, rel=1e-6)
+
+
+def test_no_seed_in_common_with_plain_is_no_share():
+    found = entry(summary_of(plain_arm(), gentle_arm(seeds=(7, 8, 9))), "gentle")
+    assert (found["share"]["mean"], found["share"]["why"]) == (None, "not measured on test")

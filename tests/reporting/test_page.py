@@ -254,3 +254,15 @@ def test_a_curve_falls_into_cycles_and_another_is_cut_alike():
         ([0, 2, 4], ["w", "x", "y"]),
         ([0, 1], ["y", "z"]),
     ]
+
+
+def test_cells_say_what_really_fell_and_older_summaries_have_none(text, own, summary):
+    fell = sum(ability["real"] == "drop" for entry in summary["arms"] for ability in entry["abilities"].values())
+    assert text.count('class="span found">fell<') == fell > 0
+    assert "corrected for the number of the arm&#39;s abilities" in text or "corrected for the number" in text
+    for entry in summary["arms"]:
+        for ability in entry["abilities"].values():
+            del ability["p"], ability["p_adjusted"], ability["real"]
+    older = html(own, summary)
+    assert "span found" not in older
+    assert "corrected for the number of the arm's" not in older

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from untaxed.reporting import markdown, terminal
+from untaxed.reporting.drops import drops, drops_title, p_in_words
 from untaxed.reporting.numbers import Notes, plain_number
 from untaxed.reporting.tables import abilities_table, arms_table
 
@@ -139,3 +140,57 @@ def test_markdown_escapes_what_others_wrote(summary):
     assert "<img" not in text
     assert "<script" not in text
     assert "a\\|b # &lt;img src=x&gt; \\[link\\](http://x) \\`code\\`" in text
+
+
+def test_drops_that_are_real_are_named_with_loss_interval_and_corrected_p(summary):
+    told = dict(drops(summary))
+    plain = next(entry for entry in summary["arms"] if entry["arm"] == "plain")
+    for name, ability in plain["abilities"].items():
+        assert (f"{name} fell by" in told["plain"]) == (ability["real"] == "drop")
+    reading = plain["abilities"]["reading"]
+    assert f"reading fell by {plain_number(reading['loss']['mean'], 3)} (" in told["plain"]
+    assert p_in_words(reading["p_adjusted"]) in told["plain"]
+    assert told["plain"].endswith("of 6")  # riddles is left out
+    assert plain["abilities"]["riddles"]["p_adjusted"] is None
+
+
+def test_what_rose_is_told_the_right_way_round(summary):
+    for entry in summary["arms"]:
+        for ability in entry["abilities"].values():
+            ability["real"] = None if ability["real"] is None else "unclear"
+    facts = summary["arms"][0]["abilities"]["facts"]
+    facts |= {"real": "gain", "p_adjusted": 0.0123, "loss": interval(-0.2, -0.3, -0.1)}
+    assert drops(summary)[0] == ("plain", "facts rose by 0.200 (0.100 to 0.300, p 0.012); 1 of 6")
+    assert drops(summary, short=True)[0] == ("plain", "facts +0.200; 1 of 6")
+    assert drops(summary)[1][1] == drops(summary, short=True)[1][1] == "none of 6"
+
+
+def test_drops_stand_in_terminal_and_markdown_and_say_when_they_are_of_items_only(summary):
+    title = "Abilities that really fell or rose (Benjamini-Hochberg at 0.05 over each arm's abilities)"
+    wide, narrow = (" ".join(printed(summary, width).split()) for width in (250, 80))
+    assert title in wide
+    assert f"plain: {dict(drops(summary, short=True))['plain']}" in wide
+    assert title not in narrow
+    assert "which abilities really fell." in narrow
+    assert title in markdown(summary)
+    assert f"- plain: {dict(drops(summary))['plain'].replace('_', chr(92) + '_')}".replace("<", "&lt;") in markdown(
+        summary
+    )
+    summary["arms"][0]["abilities"]["facts"]["loss"]["why"] = "items only, 1 seed"
+    assert drops_title(summary).endswith("abilities; over test items only)")
+
+
+def test_summaries_from_before_drops_were_tested_are_shown_without_them(summary):
+    for entry in summary["arms"]:
+        for ability in entry["abilities"].values():
+            del ability["p"], ability["p_adjusted"], ability["real"]
+    assert drops(summary) == []
+    assert "really fell" not in printed(summary, 100) + markdown(summary)
+    assert {kept.finding + kept.p for _, row in abilities_table(summary).rows for kept in row} == {""}
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.0, "p < 0.001"), (0.00099, "p < 0.001"), (0.0123, "p 0.012"), (1.0, "p 1.000")]
+)
+def test_small_p_values_are_not_rounded_to_nothing(p, text):
+    assert p_in_words(p) == text

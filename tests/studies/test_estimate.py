@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from untaxed.measuring.planning import minimum_detectable
+from untaxed.measuring.planning import planned as of_scores
 from untaxed.studies import Study, run_study
 from untaxed.studies.estimate import Estimate
 from untaxed.studies.results import runs
-from untaxed.studies.store import read_json, write_json
+from untaxed.studies.store import read_json, read_scores, write_json
 from untaxed.studies.study import planned
 
 SHARES = {"averaging": {"initial_share": {"sweep": [0.2, 0.4, 0.6]}}}
@@ -77,3 +79,25 @@ def test_a_variant_more_is_estimated_as_a_variant(world: dict[str, Any], study: 
     whole = plan({**world, "seeds": [0, 1]}, out)
     assert (whole.seconds, whole.points) == (100.0 + (2 + 4) * 20.0 * 1.75, 6)
     assert plan(world, out).seconds == 0
+
+
+def test_a_plan_shows_what_items_can_show_from_validation_before_and_from_test_after(
+    world: dict[str, Any], study: Study, tmp_path: Path
+) -> None:
+    before = plan(world, tmp_path / "out").detectable
+    out = shutil.copytree(study.directory, tmp_path / "after")
+    after = plan({**world, "seeds": [0, 1]}, Path(out)).detectable
+    assert {row["split"] for row in before} == {"validation"}
+    assert {row["split"] for row in after} == {"test"}
+    scores = read_scores(Path(out) / "initial" / "scores.npz")
+    about = read_json(Path(out) / "study.json")
+    found = {row["what"]: row for row in after}
+    for measure in (one for one in about["measures"] if one["group"] == "abilities"):
+        row = found[measure["name"]]
+        items = scores[f"initial/test/abilities.{measure['name']}"]
+        assert row["items"] == len(items)
+        if row["why"] is None:
+            own = minimum_detectable(of_scores(measure["statistic"], items, chance=measure["chance"]))
+            assert (row["loss"], row["tax"]) == (own.loss, own.tax)
+        else:
+            assert row["loss"] is None

@@ -13,6 +13,7 @@ from .progress import shown
 
 def show_plan(spec: StudySpec, out: Path, workers: int | None, *, as_json: bool) -> None:
     """Checks everything, tries out a few steps where nothing is known yet, and prints what would be done."""
+    from ..studies.detectable import in_words
     from ..studies.estimate import tally
     from ..studies.events import counted
     from ..studies.study import planned
@@ -33,6 +34,8 @@ def show_plan(spec: StudySpec, out: Path, workers: int | None, *, as_json: bool)
     least, most = _size(estimate.kept_bytes), _size(estimate.disk_bytes)
     stay = "all of it stays" if least == most else f"{least} to {most} stay, depending on what is chosen"
     typer.echo(f"disk      {most} of weights at most; {stay}")
+    for first, line in zip(["found     ", *[" " * 10] * len(estimate.detectable) * 2], in_words(estimate.detectable)):
+        typer.echo(first + line)
     for label in labels:
         typer.echo(f"  to do   {label}")
 

@@ -13,6 +13,7 @@ from .points import Arm as Arm
 from .points import Facts as Facts
 from .points import Point as Point
 from .points import Setting as Setting
+from .points import lacks_room as lacks_room
 from .points import left_out as left_out
 from .points import retention as retention
 from .summary import summarise as summarise

@@ -17,7 +17,11 @@ def staircase(shares: Sequence[float], retentions: Sequence[float]) -> list[int]
         retentions: Ability kept by each, of the same length.
     Returns:
         Indices with falling retention and rising share: the front without what lies at or below share 0.
+    Raises:
+        ValueError: A number is not finite: such a setting cannot be placed among the others.
     """
+    if not (np.isfinite(shares).all() and np.isfinite(retentions).all()):
+        raise ValueError("shares and retentions must be finite: leave out settings whose numbers are missing")
     front, reached = [], 0.0
     for index in sorted(range(len(shares)), key=lambda i: (-retentions[i], -shares[i])):
         if shares[index] > reached:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .area import staircase
 from .points import Arm, Facts, Setting, left_out, retention
 
 MATCHED = (0.5, 0.8, 0.95)  # shares of plain's reward gain at which taxes are compared
-Number = Callable[[Setting], float | None]
+ROUNDING = 1e-9  # of reward shares: a setting that is exactly there may come out a last bit below
 
 
 def matched_name(share: float) -> str:
@@ -158,7 +158,7 @@ def _no_frontier(select: Sequence[str], start: float | None, goal: float | None)
 def _matched(rated: Sequence[tuple[Setting, float, float]], share: float) -> Choice:
     if not rated:
         return Choice(None, "no finished runs")
-    enough = [(setting, reached, kept) for setting, reached, kept in rated if reached >= share]
+    enough = [(setting, reached, kept) for setting, reached, kept in rated if reached >= share - ROUNDING]
     if not enough:
         best = max(reached for _, reached, _ in rated)
         return Choice(None, f"never got there: at most {_below(best, share)} of plain's gain on validation")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..measuring.statistics import Array, Interval, fieller, p_value, student, undefined
+from ..measuring.statistics import FEWEST_SEEDS, Array, Interval, fieller, p_value, student, undefined, with_spread
 from .area import area
 from .choosing import MATCHED, Choice, Choices, matched_name
 from .points import Arm, Facts, Setting
@@ -46,8 +46,6 @@ class Comparison:
         gain = self.read.gain(self._ship, facts.reward) if facts.reward else np.empty((1, 0))
         self.gain = interval(gain, _no_gain(plain))
         self.no_match = self._no_match()
-        # (1 + replicates, 1): one yardstick for all seeds
-        self._yardstick = gain.mean(axis=1, keepdims=True) if gain.shape[1] else np.full((len(gain), 1), np.nan)
 
     def _no_match(self) -> str | None:
         if self.gain.low is None:
@@ -126,16 +124,33 @@ class Comparison:
         if not settings:
             return undefined(self.choice(arm, STRICTEST).how)
         seeds = self.read.seeds(*settings)
-        shares = [self._shares(setting, seeds) for setting in settings]
+        own = self._areas(settings, seeds)
+        if len(seeds) < FEWEST_SEEDS or not np.isfinite(own).all():
+            return interval(own)
+        # plain's gain is of these seeds too: each is left out of both, for the spread that it gives the ratio
+        without = [self._areas(settings, [one for one in seeds if one != seed], seed)[0].mean() for seed in seeds]
+        return interval(with_spread(own.mean(axis=1), np.array(without)))
+
+    def _areas(self, settings: Sequence[Setting | None], seeds: Sequence[int], leaving: int | None = None) -> Array:
+        """Each seed's own area, (1 + replicates, seeds), plain's mean gain from all seeds but one as its yardstick."""
+        every = self.read.seeds(self._ship)
+        others = [seed for seed in every if seed != leaving]
+        yardstick = self._gain(self._ship, others or every).mean(axis=1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may leave plain no gain
+            shares = [self._gain(setting, seeds) / yardstick for setting in settings]
         kept = [1 - self.read.tax(setting, self.select, seeds) for setting in settings]
         # (1 + replicates, seeds, settings) -> (1 + replicates, seeds)
-        return interval(area(np.stack(shares, axis=-1), np.stack(kept, axis=-1)))
+        return area(np.stack(shares, axis=-1), np.stack(kept, axis=-1))
 
     def share(self, setting: Setting | None) -> Interval:
-        """Reward gained, as a share of what plain's shipping point gained."""
-        return interval(self._shares(setting)) if self.no_match is None else undefined(self.no_match)
+        """Reward gained, as a share of what plain's shipping point gained, at the seeds that both have."""
+        if self.no_match is not None:
+            return undefined(self.no_match)
+        seeds = self.read.seeds(setting, self._ship)
+        own, plain = self._gain(setting, seeds), self._gain(self._ship, seeds)
+        both = interval(own - plain)
+        return both if both.mean is None else fieller(own, plain)
 
-    def _shares(self, setting: Setting | None, seeds: Sequence[int] | None = None) -> Array:
+    def _gain(self, setting: Setting | None, seeds: Sequence[int]) -> Array:
         assert self.facts.reward is not None  # without a reward there is nothing to match
-        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may leave plain no gain
-            return self.read.gain(setting, self.facts.reward, seeds) / self._yardstick
+        return self.read.gain(setting, self.facts.reward, seeds)

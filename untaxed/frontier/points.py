@@ -117,6 +117,10 @@ class Facts:
     initial: Point
     seeds: Sequence[int]
 
+    def __post_init__(self) -> None:
+        if both := set(self.select) & set(self.report):
+            raise ValueError(f"abilities are select or report, not both: {', '.join(sorted(both))}")
+
     def measure(self, key: str) -> Mapping[str, Any]:
         """The description of one measure (``"abilities.facts"``)."""
         return next(measure for measure in self.measures if f"{measure['group']}.{measure['name']}" == key)
@@ -138,7 +142,11 @@ class Facts:
 
 
 def retention(ability: Any, initial: Any, chance: float) -> Any:
-    r"""Share of the ability above chance that is kept: :math:`(a - c) / (a_{initial} - c)`; numbers or arrays."""
+    r"""Share of the ability above chance that is kept: :math:`(a - c) / (a_{initial} - c)`; numbers or arrays.
+
+    Nothing is cut: an ability that fell below chance has less than 0, one that was won more than 1. Near chance the
+    denominator is noise, which is why `left_out` names abilities before they come here.
+    """
     return (ability - chance) / (initial - chance)
 
 
@@ -157,13 +165,20 @@ def _unmeasurable(facts: Facts, key: str) -> str | None:
     for split in SPLITS:
         if facts.initial.value(split, key) is None:
             return f"not measured at initial on {split}"
-        scores = facts.initial.scores(split, key)
-        values = draws(measure["statistic"], [scores], item_weights(f"{split}/{key}", len(scores)))[:, 0]
-        above, error = float(values[0]) - measure["chance"], float(values[1:].std())
-        if above <= 0 or above < CLEAR * error:
-            side = "above" if above > 0 else "below"
-            return (
-                f"initial is {abs(above):.3f} {side} chance ({measure['chance']:.3f}) on {split}; "
-                f"{CLEAR:g} standard errors ({error:.3f} each) above it are needed"
-            )
+        if (reason := lacks_room(measure, facts.initial.scores(split, key), split)) is not None:
+            return reason
     return None
+
+
+def lacks_room(measure: Mapping[str, Any], scores: Array, split: str) -> str | None:
+    """Why `initial` has too little of an ability on one split to lose measurably; None where it has enough."""
+    key = f"{measure['group']}.{measure['name']}"
+    values = draws(measure["statistic"], [scores], item_weights(f"{split}/{key}", len(scores)))[:, 0]
+    above, error = float(values[0]) - measure["chance"], float(values[1:].std())
+    if above > 0 and above >= CLEAR * error:
+        return None
+    side = "above" if above > 0 else "below"
+    return (
+        f"initial is {abs(above):.3f} {side} chance ({measure['chance']:.3f}) on {split}; "
+        f"{CLEAR:g} standard errors ({error:.3f} each) above it are needed"
+    )

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..measuring.statistics import FEWEST_SEEDS, Interval, undefined
+from ..measuring.multiple import real_drops
+from ..measuring.statistics import FEWEST_SEEDS, Interval, p_value, undefined
 from .choosing import Choices, with_plain_settings
 from .comparing import STRICTEST, Comparison
 from .points import Arm, Facts, Setting
@@ -16,6 +17,7 @@ from .verdict import verdict
 
 VERSION = 1
 REFERENCE = "a reference curve, left out of the verdict"
+_UNTESTED = {"p": None, "p_adjusted": None, "real": None}
 
 
 def summarise(arms: Sequence[Arm], facts: Facts, choices: Choices) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def _entry(study: Comparison, arm: Arm) -> dict[str, Any]:
         "decoding": _decoding(setting).json(),
         "reward": _group(study, "reward", setting),
         "share": study.share(setting).json(),
-        "abilities": {m["name"]: _ability(study, m, setting) for m in _measures(study, "abilities")},
+        "abilities": _abilities(study, setting),
         "drift": _group(study, "drift", setting),
         "seconds": _seconds(arm).json(),
         "peak_bytes": arm.peak_bytes,
@@ -112,6 +114,19 @@ def _group(study: Comparison, group: str, setting: Setting | None) -> dict[str, 
     keys = [(name, f"{group}.{name}") for name in names]
     said = {key: setting.why(key) if setting else None for _, key in keys}
     return {name: interval(study.read.number(setting, key), said=said[key]).json() for name, key in keys}
+
+
+def _abilities(study: Comparison, setting: Setting | None) -> dict[str, Any]:
+    """Every ability, and which of them really fell: p values adjusted for the number that initial can lose of."""
+    measures = {measure["name"]: measure for measure in _measures(study, "abilities")}
+    losses = {}
+    for name in [*study.select, *study.report]:
+        lost = -study.read.gain(setting, f"abilities.{name}")
+        losses[name] = (interval(lost), p_value(lost) if interval(lost).mean is not None else None)
+    found = {name: {**_ability(study, one, setting), **_UNTESTED} for name, one in measures.items()}
+    for row in real_drops(losses):
+        found[row.ability] |= {"p": row.p, "p_adjusted": row.p_adjusted, "real": row.real}
+    return found
 
 
 def _ability(study: Comparison, measure: Mapping[str, Any], setting: Setting | None) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..measuring.statistics import FEWEST_SEEDS, holm
+from ..measuring.multiple import LEVEL, holm
+from ..measuring.statistics import FEWEST_SEEDS
 
-LEVEL = 0.05
 NONE = "No verdict"
 
 

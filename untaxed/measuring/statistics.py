@@ -14,7 +14,6 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import nearest
+from .quantiles import t_cdf, t_quantile
 
 Array = NDArray[np.float64]
 
@@ -138,60 +138,33 @@ def undefined(why: str, n: int = 0) -> Interval:
     return Interval(None, None, None, n, why)
 
 
-def t_cdf(t: float, freedom: int) -> float:
-    r"""P(T <= t) of Student's t with a whole number of degrees of freedom, by its finite series.
-
-    Source: Abramowitz & Stegun 1964, 26.7.3 and 26.7.4, with :math:`\theta = \arctan(t/\sqrt\nu)`.
-    """
-    if freedom < 1:
-        raise ValueError(f"degrees of freedom must be at least 1, got {freedom}")
-    theta = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for j in range(odd + 2, freedom + 1, 2):
-        total += term
-        term *= cosine * cosine * (j - 1) / j
-    inside = (theta + sine * total) * 2 / math.pi if odd else sine * total
-    return 0.5 + inside / 2
-
-
-@lru_cache(maxsize=1024)
-def t_quantile(probability: float, freedom: int) -> float:
-    """The t with P(T <= t) = probability, by bisection on the angle of `t_cdf` to the last bit."""
-    if not 0 < probability < 1:
-        raise ValueError(f"probability must be in (0, 1), got {probability}")
-    low, high = -math.pi / 2, math.pi / 2
-    for _ in range(64):
-        middle = (low + high) / 2
-        if t_cdf(math.sqrt(freedom) * math.tan(middle), freedom) < probability:
-            low = middle
-        else:
-            high = middle
-    return math.sqrt(freedom) * math.tan((low + high) / 2)
-
-
-def covariance(*quantities: Array) -> Array:
-    """Covariance of the seed means of several quantities: spread over seeds by n, plus the noise of items.
+def seed_covariance(*quantities: Array) -> Array:
+    """Covariance of the seed means that the spread over seeds shows: that of the seeds, divided by their number.
 
     Args:
         quantities: Draws (1 + replicates, seeds) with the same seeds in the same order.
     Returns:
-        (len(quantities), len(quantities)); with fewer than `FEWEST_SEEDS` seeds the noise of items alone.
+        (len(quantities), len(quantities)); zeros with fewer than `FEWEST_SEEDS` seeds, whose spread says nothing.
     """
     seeds = quantities[0].shape[1]
-    if quantities[0].shape[0] > 2:
-        noise = np.atleast_2d(np.cov(np.stack([quantity[1:].mean(axis=1) for quantity in quantities])))
-    else:
-        noise = np.zeros((len(quantities), len(quantities)))
     if seeds < FEWEST_SEEDS:
-        return noise
-    return noise + np.atleast_2d(np.cov(np.stack([quantity[0] for quantity in quantities]))) / seeds
+        return np.zeros((len(quantities), len(quantities)))
+    return np.atleast_2d(np.cov(np.stack([quantity[0] for quantity in quantities]))) / seeds
 
 
-def _multiplier(seeds: int) -> float:
-    return t_quantile(0.975, seeds - 1) if seeds >= FEWEST_SEEDS else NormalDist().inv_cdf(0.975)
+def item_covariance(*quantities: Array) -> Array:
+    """Covariance of the seed means over resamples of the items; zeros without resamples."""
+    if quantities[0].shape[0] <= 2:
+        return np.zeros((len(quantities), len(quantities)))
+    return np.atleast_2d(np.cov(np.stack([quantity[1:].mean(axis=1) for quantity in quantities])))
+
+
+def _reach(*quantities: Array) -> Array:
+    """Squares of what 95 % intervals reach: t² times the seeds' covariance plus z² times that of the items."""
+    seeds = quantities[0].shape[1]
+    t = t_quantile(0.975, seeds - 1) if seeds >= FEWEST_SEEDS else 0.0
+    z = NormalDist().inv_cdf(0.975)
+    return t * t * seed_covariance(*quantities) + z * z * item_covariance(*quantities)
 
 
 def _caution(seeds: int) -> str | None:
@@ -201,47 +174,63 @@ def _caution(seeds: int) -> str | None:
 def student(quantity: Array) -> Interval:
     r"""The seed mean with its 95 % interval.
 
-    .. math:: \bar x \pm t_{0.975, n-1} \sqrt{s^2/n + v}
+    .. math:: \bar x \pm \sqrt{t_{0.975, n-1}^2\,s^2/n + z_{0.975}^2\,v}
 
-    with s² the variance over n seeds and v the bootstrap variance of the seed mean over items. With fewer than 3 seeds
-    the interval is :math:`\bar x \pm 1.96\sqrt v` and says so.
+    with s² the variance over n seeds and v the bootstrap variance of the seed mean over items. Each has its own
+    quantile, since v, unlike s², is not known from a handful of values. With fewer than 3 seeds the interval is
+    :math:`\bar x \pm 1.96\sqrt v` and says so.
 
     Args:
         quantity: Draws (1 + replicates, seeds). For a difference between arms: the draws' paired differences.
+    Source: Zou & Donner 2008, "Construction of confidence limits about effect measures" (each part's limits by itself).
     """
     seeds = quantity.shape[1]
     if seeds == 0:
         return undefined("no seed has it")
     if not np.isfinite(quantity).all():
         return undefined(NOT_FINITE, seeds)
-    mean, variance = float(quantity[0].mean()), float(covariance(quantity)[0, 0])
-    half = _multiplier(seeds) * math.sqrt(variance)
+    mean, half = float(quantity[0].mean()), math.sqrt(float(_reach(quantity)[0, 0]))
     return Interval(mean, mean - half, mean + half, seeds, _caution(seeds))
 
 
 def p_value(quantity: Array) -> float | None:
-    """Two-sided p of "the mean is 0", from the same variance and t as `student`; None where that is undefined."""
+    """Two-sided p of "the mean is 0": the level at which the interval of `student` would end at 0; None without one.
+
+    With both kinds of noise none below 2.6e-12 (z = 7) is told from it.
+    """
     if student(quantity).mean is None:
         return None
-    seeds = quantity.shape[1]
-    mean, error = float(quantity[0].mean()), math.sqrt(float(covariance(quantity)[0, 0]))
-    if error == 0:
-        return 1.0 if mean == 0 else 0.0
-    if seeds < FEWEST_SEEDS:
-        return 2 * NormalDist().cdf(-abs(mean) / error)
-    return 2 * t_cdf(-abs(mean) / error, seeds - 1)
+    seeds, mean = quantity.shape[1], abs(float(quantity[0].mean()))
+    spread, noise = float(seed_covariance(quantity)[0, 0]), float(item_covariance(quantity)[0, 0])
+    if spread == 0 == noise:
+        return float(mean == 0)
+    if spread == 0:
+        return 2 * NormalDist().cdf(-mean / math.sqrt(noise))
+    if noise == 0:
+        return 2 * t_cdf(-mean / math.sqrt(spread), seeds - 1)
+    low, high = 0.0, 7.0
+    for _ in range(40):  # on z, to 12 digits
+        z = (low + high) / 2
+        t = t_quantile(NormalDist().cdf(-z), seeds - 1)
+        low, high = (z, high) if t * t * spread + z * z * noise < mean * mean else (low, z)
+    return 2 * NormalDist().cdf(-high)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for their number, in the order given.
+def with_spread(estimate: Array, without: Array) -> Array:
+    r"""Draws of an estimate that is no mean over seeds, with the spread that leaving out one seed at a time shows.
 
-    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    Args:
+        estimate: (1 + replicates,), from all n seeds.
+        without: (n,), on the items themselves, from all seeds but one.
+    Returns:
+        (1 + replicates, n), for `student`: row 0 is :math:`\hat\theta + (n - 1)(\bar\theta_{(\cdot)} - \theta_{(j)})`,
+        of mean :math:`\hat\theta` and of the jackknife's variance.
+
+    Source: Tukey 1958, "Bias and confidence in not-quite large samples" (pseudo-values); the mean is not corrected.
     """
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        running = max(running, min(1.0, p_values[index] * (len(p_values) - rank)))
-        adjusted[index] = running
-    return adjusted
+    found = np.repeat(estimate[:, None], len(without), axis=1)
+    found[0] += (len(without) - 1) * (without.mean() - without)
+    return found
 
 
 def fieller(numerator: Array, denominator: Array) -> Interval:
@@ -249,9 +238,10 @@ def fieller(numerator: Array, denominator: Array) -> Interval:
 
     The interval is the set of :math:`\rho` for which :math:`\bar x - \rho\bar y` is not clear of 0:
 
-    .. math:: (\bar x - \rho\bar y)^2 \le t^2 (V_{xx} - 2\rho V_{xy} + \rho^2 V_{yy})
+    .. math:: (\bar x - \rho\bar y)^2 \le M_{xx} - 2\rho M_{xy} + \rho^2 M_{yy}, \quad M = t^2 S/n + z^2 V
 
-    It is bounded exactly when the denominator's own `student` interval excludes 0; otherwise there is no ratio to show.
+    with S the covariance over seeds and V that over items, as in `student`. It is bounded exactly when the
+    denominator's own `student` interval excludes 0; otherwise there is no ratio to show.
 
     Args:
         numerator: Draws (1 + replicates, seeds).
@@ -265,10 +255,7 @@ def fieller(numerator: Array, denominator: Array) -> Interval:
     if not np.isfinite(numerator).all():
         return undefined(NOT_FINITE, seeds)
     x, y = float(numerator[0].mean()), float(denominator[0].mean())
-    variance = covariance(numerator, denominator)
-    square = _multiplier(seeds) ** 2
-    a = y * y - square * variance[1, 1]
-    b = x * y - square * variance[0, 1]
-    c = x * x - square * variance[0, 0]
+    reach = _reach(numerator, denominator)
+    a, b, c = y * y - reach[1, 1], x * y - reach[0, 1], x * x - reach[0, 0]
     root = math.sqrt(max(0.0, b * b - a * c))
     return Interval(x / y, float(b - root) / float(a), float(b + root) / float(a), seeds, _caution(seeds))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from .drops import drops, drops_title
 from .numbers import Cell, Summary
 from .tables import arm_name, arms_table
 
@@ -25,6 +26,7 @@ def markdown(summary: Summary) -> str:
         "",
         *(f"{number}. {escaped(reason)}" for number, reason in enumerate(table.notes, start=1)),
         *(["", _left_out(summary)] if summary["left_out"] else []),
+        *_drops(summary),
         "",
         "Chosen on validation, read on test; 95 % intervals"
         f" from {summary['seeds']} seed{'' if summary['seeds'] == 1 else 's'}.",
@@ -39,6 +41,11 @@ def row(cells: list[str]) -> str:
 def _cell(cell: Cell) -> str:
     span = f" ({cell.span})" if cell.span else ""
     return f"{cell.mean}{span}" + (f" [{cell.note}]" if cell.note is not None else "")
+
+
+def _drops(summary: Summary) -> list[str]:
+    told = [f"- {_escaped(arm)}: {_escaped(said)}" for arm, said in drops(summary)]
+    return ["", f"{drops_title(summary)}:", "", *told] if told else []
 
 
 def _left_out(summary: Summary) -> str:

@@ -15,6 +15,7 @@ from ..studies.endings import whose
 from .axes import Look, looks
 from .curves import alongside, curve, cycles, trained_points
 from .directory import StudyFiles, read_study
+from .drops import drops, drops_title
 from .numbers import Summary
 from .parts import part_panels, shares
 from .plots import CurvePlot, arm_looks, curve_plot, difference_bars, frontier_plot, legend_places
@@ -45,7 +46,9 @@ WORDS = {
     "Recovered": "1 minus the arm's tax at matched reward 0.95 over plain's where it ships, on report abilities.",
     "Area": "share kept at a reward share or more, averaged over reward shares from 0 to 1; 1 is free alignment.",
     "Drift": "distance from initial without a task; forward KL in nats a token on texts of initial.",
-    "Interval": "95 %: Student's t over seeds with the noise of test items added; for Recovered, Fieller's.",
+    "Interval": "95 %: Student's t over seeds with the noise of test items added; Fieller's where it is of a ratio. "
+    "Where trainings differ in a skewed way it holds the truth in about 92 of 100 studies.",
+    "Fell, rose": "a loss or gain of an ability that stands after correction for the number of abilities of the arm.",
 }
 
 
@@ -148,7 +151,7 @@ def _of_summary(files: StudyFiles) -> dict[str, Any]:
     """What a summary adds; all None where there is none."""
     summary = files.summary
     if summary is None:
-        return dict.fromkeys(("summary", "frontier", "bars", "arms", "abilities", "samples", "styles"))
+        return dict.fromkeys(("summary", "frontier", "bars", "arms", "abilities", "samples", "styles", "tested"))
     plots = {
         name: frontier_plot(summary, width=width, height=height) for name, (width, height) in FRONTIER_SIZES.items()
     }
@@ -160,6 +163,7 @@ def _of_summary(files: StudyFiles) -> dict[str, Any]:
         "abilities": abilities_table(summary),
         "samples": samples(files, summary, _looked_at_first(summary)),
         "styles": arm_looks(summary),
+        "tested": drops_title(summary) if drops(summary) else "",
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .drops import finding, p_in_words
 from .numbers import Cell, Notes, Summary, notes_of
 
 Entry = Mapping[str, Any]
@@ -72,12 +73,19 @@ def arms_table(summary: Summary, columns: Sequence[Column] | None = None) -> Tab
 
 @dataclass(frozen=True)
 class Kept:
-    """One ability of one arm: the share that is kept (None where unknown), and the numbers behind it."""
+    """One ability of one arm: the share that is kept (None where unknown), and the numbers behind it.
+
+    Attributes:
+        finding: ``fell`` or ``rose`` where that stands after correction for the number of abilities.
+        p: The corrected p in words; empty where there is none.
+    """
 
     share: float | None
     retention: Cell
     value: Cell
     loss: Cell
+    finding: str
+    p: str
 
 
 @dataclass(frozen=True)
@@ -107,5 +115,6 @@ def abilities_table(summary: Summary) -> AbilityTable:
 
 def _kept(ability: Mapping[str, Any], notes: Notes) -> Kept:
     share = ability["retention"]["mean"]
-    cells = (notes.cell(ability[key]) for key in ("retention", "value", "loss"))
-    return Kept(share, *cells)
+    kept, value, loss = (notes.cell(ability[key]) for key in ("retention", "value", "loss"))
+    p = ability.get("p_adjusted")
+    return Kept(share, kept, value, loss, finding(ability), "" if p is None else p_in_words(p))

@@ -8,12 +8,14 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from .drops import drops, drops_title
 from .numbers import Cell, Summary
 from .tables import Column, Table, arm_name, arms_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+WIDE = 100  # columns from which on there is room for what fell
 SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -29,9 +31,15 @@ def terminal(summary: Summary, console: Console) -> None:
     console.print(_drawn(fits))
     for number, reason in enumerate(fits.notes, start=1):
         console.print(Text(f"{_mark(number)} {reason}", style="dim"))
+    told = drops(summary, short=True)
     hidden = [column.title for column in table.columns if column not in fits.columns]
+    hidden += ["which abilities really fell"] if told and console.width < WIDE else []
     if hidden:
         console.print(Text(f"In a wider window, in --json and in the report: {'; '.join(hidden)}.", style="dim"))
+    if told and console.width >= WIDE:
+        console.print(Text(f"{drops_title(summary)}:"))
+        for arm, said in told:
+            console.print(Text(f"  {arm}: {said}"))
     for line in [*summary["caveats"], *(f"Left out: {out['ability']} ({out['why']})." for out in summary["left_out"])]:
         console.print(Text(line))
 

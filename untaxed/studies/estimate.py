@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..decoding import BestOfN
 from ..measuring import measure
 from .arms import Chain, RunPlan, writes_weights
 from .bench import Bench
+from .detectable import detectable, of_store
 from .endings import has_weights
 from .events import counted
 from .store import Store
@@ -41,6 +42,7 @@ class Estimate:
         basis: What the time was estimated from.
         disk_bytes: Most that lies on disk at a time, the trainer's own state left aside.
         kept_bytes: Least that stays: what `keep` names. Checkpoints and variants that are chosen stay too.
+        detectable: The least loss of each ability that the items will probably show: rows of `studies.detectable`.
     """
 
     runs: int
@@ -53,6 +55,7 @@ class Estimate:
     basis: str
     disk_bytes: int
     kept_bytes: int
+    detectable: list[dict[str, Any]] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,7 +100,7 @@ def estimate(
     trained: Collection[str],
     keep: Sequence[str],
     workers: int,
-    probed: Mapping[str, float] | None,
+    probed: Mapping[str, Any] | None,
 ) -> Estimate:
     """Estimates from the runs that are done, or else from a probe.
 
@@ -128,6 +131,7 @@ def estimate(
         seconds=None if seconds is None else max([sum(seconds) / side_by_side, *seconds]),
         basis=basis,
         disk_bytes=weights * (there + sum(_own(one, facts) + one.saved for one in rest)),
+        detectable=of_store(store, facts) or (probed or {}).get("detectable", []),
         kept_bytes=weights * (there + sum(_own(one, facts) if "all" in keep else _own(one, facts) > 0 for one in rest)),
     )
 
@@ -196,7 +200,7 @@ def tally(done: int, failed: int, left: int) -> str:
 
 
 def _costs(
-    store: Store, runs: Mapping[str, RunPlan], steps: int, probed: Mapping[str, float] | None
+    store: Store, runs: Mapping[str, RunPlan], steps: int, probed: Mapping[str, Any] | None
 ) -> tuple[tuple[float, float] | None, str]:
     """Seconds of one training and of one measurement on one split, and where they are known from."""
     results = [store.result(key) for key, run in runs.items() if not run.of_initial]
@@ -217,13 +221,14 @@ def _measured(result: Mapping[str, Any]) -> int:
     return len(result["points"]) + 1 + sum(one["measurements"] for each in found.values() for one in each)
 
 
-def probe(bench: Bench) -> dict[str, float]:
-    """Tries out a few steps and one measurement; nothing of it is kept."""
+def probe(bench: Bench) -> dict[str, Any]:
+    """Tries out a few steps and one measurement, which also tells what the items can show; nothing of it is kept."""
     started = time.perf_counter()
-    measure(bench.initial, "validation")
+    reading = measure(bench.initial, "validation")
     seconds = time.perf_counter() - started
+    found = {"measure_seconds": seconds, "detectable": detectable(bench.facts(), reading.scores, "validation")}
     if bench.spec.algorithm is None:
-        return {"step_seconds": 0.0, "measure_seconds": seconds}
+        return {"step_seconds": 0.0, **found}
     with tempfile.TemporaryDirectory() as folder:
         trainer = training.make_trainer(
             bench.spec.algorithm.name,
@@ -233,4 +238,4 @@ def probe(bench: Bench) -> dict[str, float]:
             output_dir=Path(folder),
         )
         outcome = training.train(trainer, every=PROBED_STEPS)
-    return {"step_seconds": outcome.train_seconds / PROBED_STEPS, "measure_seconds": seconds}
+    return {"step_seconds": outcome.train_seconds / PROBED_STEPS, **found}

@@ -109,7 +109,7 @@ def _test(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
     measure_test(bench, store, bench.runs[job["key"]], job["points"], listen)
 
 
-def _probe(bench: Bench, store: Store, job: Job, listen: Listener) -> dict[str, float]:
+def _probe(bench: Bench, store: Store, job: Job, listen: Listener) -> dict[str, Any]:
     with heard(lambda text: listen(Event("warning", text=text))):
         try:
             return probe(bench)
