@@ -19,4 +19,6 @@ from ._rows import OnDARE as OnDARE
 from ._rows import OnlineMerging as OnlineMerging
 from ._rows import OnTIES as OnTIES
 from ._rows import UpdateDropout as UpdateDropout
+from ._sides import plain_name as plain_name
 from ._sites import Entry as Entry
+from ._sites import wide_of as wide_of
