@@ -34,6 +34,7 @@ LAYERS = [
     "optim",
     "objectives",
     "measuring",
+    "projections",
     "callbacks",
     "frontier",
     "methods",

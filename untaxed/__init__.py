@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .optim import OnTIESAdamW as OnTIESAdamW
     from .optim import Pipeline as Pipeline
     from .optim import sft_delta as sft_delta
+    from .projections import NSPO as NSPO
+    from .projections import OGPSA as OGPSA
     from .studies import load_results as load_results
     from .studies import run_study as run_study
     from .training import attach as attach
@@ -58,6 +60,8 @@ _HOMES = {
     "ElasticResetState": ".callbacks",
     "Guard": ".callbacks",
     "MoFO": ".optim",
+    "NSPO": ".projections",
+    "OGPSA": ".projections",
     "OnDARE": ".optim",
     "OnDAREAdamW": ".optim",
     "OnTIES": ".optim",
@@ -78,6 +82,8 @@ _HOMES = {
 __all__ = [
     "BEMA",
     "EMA",
+    "NSPO",
+    "OGPSA",
     "BEMAState",
     "DriftMeter",
     "DriftMeterState",

@@ -286,11 +286,11 @@ class Method:
         """Site `loss`: arguments that the algorithm itself already has for this method (its beta, say)."""
         return {}
 
-    def gradient_rule(self) -> Callable[..., Tensor]:
+    def gradient_rule(self) -> Callable[..., Any]:
         """Site `gradient`: ``f(gradient, entry, state)``, before the base optimizer's step (`optim.Pipeline`)."""
         raise NotImplementedError(f"{self.name} does not act on the gradient")
 
-    def update_rule(self, delta: Any = None) -> Callable[..., Tensor]:
+    def update_rule(self, delta: Any = None) -> Callable[..., Any]:
         """Site `update`: ``f(update, old, entry, state)``, after it; ``delta``: the SFT delta, where it is needed."""
         raise NotImplementedError(f"{self.name} does not act on the update")
 

@@ -35,6 +35,7 @@ from .merging import (
 from .method import Method
 from .objectives import KL
 from .optim import ChildTuning, MoFO, OnDARE, OnlineMerging, OnTIES, UpdateDropout
+from .projections import NSPO, OGPSA
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ ROWS: tuple[type[Method], ...] = (
     SLERP, TIES, DARE, Extrapolation, ModelStock, WARP,
     EMA, ElasticReset, ResetToInitial, ResetToAverage, DriftTriggeredReset,
     OnDARE, OnTIES, OnlineMerging, UpdateDropout, MoFO, ChildTuning,
+    OGPSA, NSPO,
     SyncReference, WARPAnchor, BEMA,
 )  # fmt: skip
 METHODS: dict[str, type[Method]] = {row.name: row for row in ROWS}

@@ -44,13 +44,19 @@ Rule = Callable[..., Tensor]
 """A function of a site: ``f(gradient, entry, state)``, ``f(update, old, entry, state)``, ``f(displacement, entry,
 state)``. It returns a new tensor; ``state`` is its own dict for this parameter, saved with the optimizer.
 
-It may have ``defaults`` (hyperparameters for the groups), ``check(entries)`` (raises before anything is changed),
-``begin(entries, states)`` (called at the beginning of every step for all parameters, those without a gradient too; may
-raise, and what it puts into the states stays) and ``bind(model, host)`` (for what has to run the model: `attach` calls
-it when training begins). At site update: ``flush(old, entry, state)`` (the update that is still owed, or None) and
-``restart(state)`` (somebody replaced the weights: nothing is owed any more). At site displacement: ``follows(entry)``
-(whether it acts on this parameter, whose initial weights are kept then), ``due(entry)`` (whether it acts at this step)
-and ``flush(displacement, entry, state)``.
+It may also have
+
+- ``defaults``: hyperparameters for the groups;
+- ``check(entries)``: raises before anything is changed;
+- ``bind(model, host)``: takes what it needs to run the model; `attach` calls it when training begins;
+- ``begin(entries, states)``: at the beginning of every step, for all parameters, those without a gradient too; it may
+  raise, and what it puts into the states stays;
+- ``read()``: values of the last step for the log; all processes call it;
+- ``flush(old, entry, state)`` at site update: the update that is still owed, or None; at site displacement
+  ``flush(displacement, entry, state)``;
+- ``restart(state)`` at site update: somebody replaced the weights, nothing is owed any more;
+- ``follows(entry)`` at site displacement: whether it acts on this parameter, whose initial weights are kept then; and
+  ``due(entry)``: whether it acts at this step.
 
 With ``together`` true it is called once a step with lists of all parameters' tensors, entries and states, at the sites
 gradient and update; it may write into the tensors, and returns a list."""

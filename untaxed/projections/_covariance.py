@@ -31,7 +31,7 @@ class Covariances:
 
     Attributes:
         sums: ``(inputs, inputs)`` by the first layer that has the input.
-        owners: Layer -> the layer under whose name its input's sum stands: itself, or one that is given the same tensor.
+        owners: Layer -> under whose name its input's sum stands: its own, or that of one that is given the same tensor.
         tokens: How many were summed.
     """
 

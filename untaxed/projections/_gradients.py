@@ -1,4 +1,4 @@
-"""Gradients of reference losses at a model's present weights, taken beside a training that goes on as if nothing was."""
+"""Gradients of reference losses at a model's present weights, beside a training that goes on as if nothing was."""
 
 from __future__ import annotations
 
@@ -57,16 +57,18 @@ def _gradient(model: nn.Module, one: ReferenceSet, step: int) -> Gradients:
     for batch, counts in shared_out(one.batches):
         loss = one.loss(model, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise DataError(f"the loss of reference set {one.name!r} must be a scalar tensor with a gradient, got {loss!r}")
+            raise DataError(
+                f"the loss of reference set {one.name!r} must be a scalar tensor with a gradient, got {loss!r}"
+            )
         loss = loss.reshape(()) * (one.weight if counts else 0)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += loss.detach()
     value = float(summed(total))
     found = _taken(model)
     if not math.isfinite(value):
         raise RunFailed(
-            f"the loss of reference set {one.name!r} is {value} at step {step}; lower the learning rate, or look at its "
-            "rows"
+            f"the loss of reference set {one.name!r} is {value} at step {step}; lower the learning rate, or look at "
+            "its rows"
         )
     return found
 
@@ -83,11 +85,6 @@ def _taken(model: nn.Module) -> Gradients:
             part = local(parameter.detach())
             found[plain_name(name)] = torch.zeros_like(part, dtype=wide_of(part.dtype))
             continue
-        part = local(gradient)
-        part = part.to(wide_of(part.dtype))
-        if sharded(gradient):
-            part = part.mul_(world) if world > 1 else part
-        else:
-            part = summed(part)
-        found[plain_name(name)] = part
+        part = local(gradient).to(wide_of(gradient.dtype))
+        found[plain_name(name)] = part.mul_(world) if sharded(gradient) else summed(part)
     return found

@@ -45,8 +45,8 @@ def linear_layers(model: nn.Module, layers: Layers = BLOCKS) -> dict[str, nn.Lin
         chosen = {name: layer for name, layer in within.items() if layers == BLOCKS or "mlp" in name}
         if not chosen:
             raise Unsupported(
-                f"{type(model).__name__} has no nn.Linear in numbered blocks{' called mlp' if layers == MLP else ''}, of "
-                f"{len(found)} linear layers; name them with `layers`: shell patterns such as '*.fc1'"
+                f"{type(model).__name__} has no nn.Linear in numbered blocks{' called mlp' if layers == MLP else ''}, "
+                f"of {len(found)} linear layers; name them with `layers`: shell patterns such as '*.fc1'"
             )
         return chosen
     patterns = [layers] if isinstance(layers, str) else list(layers)

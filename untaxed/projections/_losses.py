@@ -75,7 +75,9 @@ def _check_row(row: Any, loss: Loss, where: str) -> None:
     keys = next((form for form in reversed(FORMS) if isinstance(row, Mapping) and row.keys() >= set(form)), None)
     if keys is None:
         given = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else _kind(row)
-        raise DataError(f"{where}: expected prompt and completion, or prompt, chosen and rejected, or text, got {given}")
+        raise DataError(
+            f"{where}: expected prompt and completion, or prompt, chosen and rejected, or text, got {given}"
+        )
     if loss == "preference" and len(keys) < 3:
         raise DataError(f"{where}: loss 'preference' needs prompt, chosen and rejected; 'ce' takes what is there")
     for key in keys:
@@ -122,7 +124,9 @@ def reference_sets(
         raise DataError("reference sets of texts need a tokenizer: bind(model, Host(tokenizer=…)), or a callable loss")
     made = []
     for name, rows in sets.items():
-        units = _units([_row(row) for row in spread(rows, samples)], tokenizer, max_tokens, f"reference set {name!r} row")
+        units = _units(
+            [_row(row) for row in spread(rows, samples)], tokenizer, max_tokens, f"reference set {name!r} row"
+        )
         tokens = sum(len(one.tokens) - one.start for unit in units for one in unit)
         batches = [_batch(group) for group in _groups(units, BATCH_TOKENS.get(device, DEVICE_BATCH_TOKENS))]
         if loss == "ce":
@@ -181,7 +185,9 @@ def _groups(units: list[list[Scored]], most: int) -> Iterator[list[Scored]]:
 def _batch(group: Sequence[Scored]) -> TokenBatch:
     ids = pad_sequence([torch.tensor(one.tokens[:-1]) for one in group], batch_first=True)
     mask = pad_sequence([torch.ones(len(one.tokens) - 1, dtype=torch.long) for one in group], batch_first=True)
-    places = [(row, at - 1, one.tokens[at]) for row, one in enumerate(group) for at in range(one.start, len(one.tokens))]
+    places = [
+        (row, at - 1, one.tokens[at]) for row, one in enumerate(group) for at in range(one.start, len(one.tokens))
+    ]
     rows, columns, targets = torch.tensor(places).unbind(1)
     return TokenBatch(ids, mask, rows, columns, targets)
 

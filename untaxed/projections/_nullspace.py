@@ -22,8 +22,8 @@ States = Sequence[MutableMapping[str, Any]]
 class NullSpace:
     r"""Keeps what linear layers do to general inputs: :math:`(W - W_0) \leftarrow (W - W_0)(I - U U^\top)`.
 
-    :math:`U` (inputs × rank) spans what the layers are given on general prompts, found with the weights before the
-    first step. At site "displacement" the law holds just after every projection, whatever the optimizer did.
+    :math:`U` (inputs × rank) spans what the layers are given on general prompts, with the weights before the first
+    step. At site "displacement" the law holds just after every projection, whatever the optimizer did.
 
     Args:
         prompts: General texts.
@@ -61,7 +61,7 @@ class NullSpace:
         return self
 
     def begin(self, entries: Sequence[Entry], states: States) -> None:
-        """Before the first step: finds the subspaces, while the weights are initial; later ones come from the states."""
+        """Before the first step: finds the subspaces, while the weights are initial; later they are in the states."""
         if not any("basis" in state for state in states):
             self._find(entries, states)
         held: dict[str, Tensor] = {}
@@ -95,13 +95,14 @@ class NullSpace:
             return values
         state["projected"] = entry.step
         projected = Subspace(state["basis"], state["free"]).remove(values)
-        self._energies.append(torch.stack([values.square().sum(), projected.square().sum()]))
+        norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in (values, projected)]
+        self._energies.append(torch.stack(norms).square())
         return projected
 
     def read(self) -> dict[str, float]:
         """Takes in what was projected in the last step; all processes must call it."""
         if self._energies:
-            before, after = summed(torch.stack(self._energies).double().sum(0)).tolist()
+            before, after = summed(torch.stack(self._energies).sum(0)).tolist()
             self.reading = {"nspo/removed_share": max(0.0, 1 - after / before) if before else 0.0}
             self._energies = []
         return self.reading
@@ -116,8 +117,8 @@ class NullSpace:
             name = f"{layer}.weight"
             if name in places:
                 owner = names.setdefault(id(subspace), name)
-                places[name] |= {"basis": subspace.basis, "free": subspace.free, "input": owner}
+                places[name].update(basis=subspace.basis, free=subspace.free, input=owner)
         if not names:
-            raise ValueError(f"the optimizer trains none of the {len(found)} protected layers, {next(iter(found))!r} first")
-
-
+            raise ValueError(
+                f"the optimizer trains none of the {len(found)} protected layers, {next(iter(found))!r} first"
+            )

@@ -75,7 +75,8 @@ class Orthogonal:
         check_orthogonal(loss, refresh_every, scope, when, site, tolerance, samples, max_tokens, beta)
         check_sets(sets, loss)
         assert sets is not None
-        self.refresh_every, self.scope, self.when, self.site, self.tolerance = refresh_every, scope, when, site, tolerance
+        self.refresh_every, self.tolerance = refresh_every, tolerance
+        self.scope, self.when, self.site = scope, when, site
         self.reading: dict[str, float] = {}
         self._given: dict[str, Any] = {"sets": sets, "loss": loss}
         self._how: dict[str, Any] = {"samples": samples, "max_tokens": max_tokens, "beta": beta}
@@ -119,6 +120,10 @@ class Orthogonal:
         self._read(values, known, found, removed, entries)
         return values
 
+    def read(self) -> dict[str, float]:
+        """The last step's `reading`."""
+        return self.reading
+
     def _directions(self, states: States) -> list[list[Tensor]]:
         return [[state[f"direction.{number}"] for state in states] for number in range(len(self._given["sets"]))]
 
@@ -143,7 +148,9 @@ class Orthogonal:
         gradients = reference_gradients(self._model, self._sets, step=step)
         names = [entry.place.name for entry in entries]
         if missing := [name for name in names if name not in gradients[0]]:
-            raise ValueError(f"the optimizer's parameter {missing[0]!r} is not a trainable one of the model given to bind")
+            raise ValueError(
+                f"the optimizer's parameter {missing[0]!r} is not a trainable one of the model given to bind"
+            )
         vectors = [[one[name] for name in names] for one in gradients]
         span = gram_schmidt(
             vectors, tolerance=self.tolerance, jointly=self.scope == "model", reduce=sum_over(list(entries))
@@ -151,7 +158,7 @@ class Orthogonal:
         self._judge(span, step)
         for at, state in enumerate(states):
             state["coordinates"] = tuple(map(tuple, span.coordinates[at].tolist()))
-            state |= {f"direction.{number}": one[at] for number, one in enumerate(span.directions)}
+            state.update({f"direction.{number}": one[at] for number, one in enumerate(span.directions)})
 
     def _judge(self, span: Span, step: int) -> None:
         """Says once which sets add nothing; refuses where none does."""

@@ -116,17 +116,23 @@ def check_prompts(prompts: Any) -> None:
 
 def _judge(cut: Mapping[str, Subspace], owners: Mapping[str, str]) -> None:
     """Says which layers freeze; refuses where all do."""
-    frozen = [name for name, owner in owners.items() if cut[owner].rank == len(cut[owner].basis)]
-    ranks = ", ".join(f"{name} {cut[owners[name]].rank} of {len(cut[owners[name]].basis)}" for name in owners)
+    ranks = {name: f"{name} (rank {cut[owner].rank} of {len(cut[owner].basis)})" for name, owner in owners.items()}
+    frozen = [ranks[name] for name, owner in owners.items() if cut[owner].rank == len(cut[owner].basis)]
     if len(frozen) == len(owners):
         raise Unsupported(
-            f"no protected layer has a free direction, so none of them could learn (rank of {ranks}); raise the "
-            "threshold's `value` (of 'energy': lower it), or protect fewer layers"
+            f"no protected layer has a free direction, so that none could learn: {_few(frozen)}; protect less of each "
+            "(a larger `value`; of 'energy' or 'rank' a smaller one), or fewer `layers`"
         )
     if frozen:
         warnings.warn(
             f"{len(frozen)} of {len(owners)} protected layers have no free direction and stay as they are: "
-            f"{', '.join(f'{name} (rank {cut[owners[name]].rank})' for name in frozen)}",
+            f"{_few(frozen)}; to let them learn, protect less of each (a larger `value`; of 'energy' or 'rank' a "
+            "smaller one)",
             stacklevel=6,
         )
-    log.info("protected directions: %s", ranks)
+    log.info("protected: %s", ", ".join(ranks.values()))
+
+
+def _few(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many more there are; the log has them all."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -14,7 +14,7 @@ from torch import nn
 from ..callbacks._followed import lent
 from ..callbacks._state import COUNT, Check, check_state
 from ..errors import StoreError, Unsupported
-from ..method import Between, Method, Shown
+from ..method import ALONE, Between, Method, Shown
 from ..weights import trainable
 from .around import host_of
 from .host import (
@@ -121,6 +121,7 @@ class Attached:
         self._began = False
         self._meter: Any = None
         self._resetting: list[Any] = []
+        self._host = ALONE
         self._loaded: Mapping[str, Any] | None = None
         self.in_step = InStep(trainer)
         self._hooks = Hooks(self, trainer)
@@ -204,6 +205,8 @@ class Attached:
         self.steps_since_reset = 0
         metered = any(method.watches for method in between)
         host = host_of(self._trainer, drift=self.drift if metered else None, reset=self._ask)
+        self._host = host
+        self.in_step.bind(model, host)
         self._live = [method.between(model, host) for method in between]
         if sum(isinstance(live, Shown) for live in self._live) > 1:
             raise Unsupported("two averages go along, and only one can be what is measured and shipped; leave one out")
@@ -221,6 +224,9 @@ class Attached:
         learned from; a reset that is due then comes at the next step that is free. The same holds for a reference.
         """
         self._began = True
+        readings = self.in_step.readings()
+        if readings and self._trainer.control.should_log and self._host.log is not None:
+            self._host.log(readings)
         if last:
             self.in_step.flush()
         if self._meter is not None:
