@@ -52,5 +52,6 @@ def linear_layers(model: nn.Module, layers: Layers = BLOCKS) -> dict[str, nn.Lin
     patterns = [layers] if isinstance(layers, str) else list(layers)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in found):
-            raise ValueError(f"layers: no linear layer is called {pattern!r}{nearest(pattern, list(found)[:12])}")
+            known = {f"*.{name.rpartition('.')[2]}" for name in found}
+            raise ValueError(f"layers: no linear layer is called {pattern!r}{nearest(pattern, known)}")
     return {name: layer for name, layer in found.items() if any(fnmatchcase(name, one) for one in patterns)}

@@ -29,7 +29,7 @@ class NullSpace:
         prompts: General texts.
         protect: How the subspace is found.
         every: Optimizer steps between projections, at site "displacement"; `Pipeline.flush` does one that is owed.
-        site: "displacement"; "update": every update is projected (Adam-NSCL's order); "gradient": the gradient is, which
+        site: "displacement"; "update": every update is projected (Adam-NSCL's order); "gradient": the gradient is, what
             an optimizer that scales its entries undoes in part.
     Attributes:
         reading: ``nspo/removed_share``: of the energy of what was last projected, the share taken out.
@@ -73,7 +73,7 @@ class NullSpace:
             for entry, state in zip(entries, states)
             if "basis" in state
         }
-        self._energies = []
+        self.read()
 
     def follows(self, entry: Entry) -> bool:
         return entry.place.name in self.subspaces
@@ -100,11 +100,12 @@ class NullSpace:
         return projected
 
     def read(self) -> dict[str, float]:
-        """Takes in what was projected in the last step; all processes must call it."""
-        if self._energies:
-            before, after = summed(torch.stack(self._energies).sum(0)).tolist()
-            self.reading = {"nspo/removed_share": max(0.0, 1 - after / before) if before else 0.0}
-            self._energies = []
+        """The `reading` of what was projected since it was asked last, or nothing; all processes must call it."""
+        if not self._energies:
+            return {}
+        before, after = summed(torch.stack(self._energies).sum(0)).tolist()
+        self.reading = {"nspo/removed_share": max(0.0, 1 - after / before) if before else 0.0}
+        self._energies = []
         return self.reading
 
     def _find(self, entries: Sequence[Entry], states: States) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Literal, get_args
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError
 from ..method import ALONE, Host
-from ..optim import Entry
+from ..optim import Entry, plain_name
 from ._gradients import reference_gradients
 from ._losses import Loss, ReferenceSet, Rows, check_sets, reference_sets
 from ._settings import check_choices, check_count
@@ -117,6 +118,8 @@ class Orthogonal:
         sign = 1.0 if self.site == "gradient" else -1.0
         removed = sign * removed_coordinates(sign * products, coordinates, self.when)
         subtract(chosen, removed, directions)
+        if self.scope == "tensor":
+            _clear_spanned(chosen, [entries[at] for at in known], found, removed, coordinates)
         self._read(values, known, found, removed, entries)
         return values
 
@@ -143,14 +146,13 @@ class Orthogonal:
     def _refresh(self, entries: Sequence[Entry], states: States, step: int) -> None:
         if self._model is None:
             raise ValueError("the projection has no model to take reference gradients of: call its bind(model) first")
+        names = [entry.place.name for entry in entries]
+        known = {plain_name(name) for name, parameter in self._model.named_parameters() if parameter.requires_grad}
+        if missing := [name for name in names if name not in known]:
+            raise ValueError(f"the optimizer's parameter {missing[0]!r} is no trainable one of the model given to bind")
         for state in states:
             state.clear()  # the old directions make room for the new ones
         gradients = reference_gradients(self._model, self._sets, step=step)
-        names = [entry.place.name for entry in entries]
-        if missing := [name for name in names if name not in gradients[0]]:
-            raise ValueError(
-                f"the optimizer's parameter {missing[0]!r} is not a trainable one of the model given to bind"
-            )
         vectors = [[one[name] for name in names] for one in gradients]
         span = gram_schmidt(
             vectors, tolerance=self.tolerance, jointly=self.scope == "model", reduce=sum_over(list(entries))
@@ -178,6 +180,20 @@ class Orthogonal:
                     "that the others do not",
                     stacklevel=2,
                 )
+
+
+def _clear_spanned(
+    values: list[Tensor], entries: Sequence[Entry], found: Tensor, removed: Tensor, coordinates: Tensor
+) -> None:
+    """Makes zeros of tensors with no more entries than directions, of which nothing is left.
+
+    What rounding leaves there would become whole steps of an optimizer that scales its entries, as Adam does.
+    """
+    directions = (coordinates.diagonal(dim1=-2, dim2=-1) > 0).sum(-1).tolist()
+    left = (found[:, -1] - removed.square().sum(-1)).tolist()
+    for value, entry, count, rest, energy in zip(values, entries, directions, left, found[:, -1].tolist()):
+        if math.prod(entry.shape) <= count and rest <= 1e-5 * energy:
+            value.zero_()
 
 
 def sum_over(entries: Sequence[Entry]) -> Sum | None:

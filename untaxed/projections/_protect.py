@@ -90,7 +90,9 @@ class Protect:
             asked = int(self.value or 0)
         elif self.threshold == "free_share":
             asked = widest - max(1, round(float(self.value or 0) * widest))
-        if asked is not None and found.tokens < asked:
+        if asked is not None:
+            if found.tokens >= asked:
+                return
             raise DataError(
                 f"the general prompts have {found.tokens} tokens, fewer than the {asked} directions that are to be "
                 "protected; give more prompts, or ask for fewer"
