@@ -27,7 +27,7 @@ from tiny import WORDS
 from untaxed.checkpoints import load_model, load_tokenizer
 from untaxed.method import Host
 from untaxed.optim import Pipeline
-from untaxed.projections import NSPO, OGPSA, NullSpace, Orthogonal, Protect
+from untaxed.projections import NSPO, OGPSA, NullSpace, Orthogonal, Protect, project_activations
 from untaxed.training import attach
 
 PROMPTS = [" ".join(WORDS[(i * j) % 28] for j in range(1, 3 + i % 5)) for i in range(13)]
@@ -65,7 +65,7 @@ def rules(initial: Path) -> dict[str, Any]:
     }
 
 
-def stepped(model: nn.Module, sites: dict[str, Any], steps: int = 5) -> Pipeline:
+def stepped(model: nn.Module, sites: dict[str, Any], steps: int = 4) -> Pipeline:
     """The same batches in every process, so that a sharded model must follow a whole one."""
     optimizer = Pipeline(torch.optim.SGD(model.named_parameters(), lr=0.5, momentum=0.9), **sites)
     for step in range(steps):
@@ -90,6 +90,21 @@ def sharded_equals_whole(initial: Path) -> None:
         for key, tensor in whole(alone).items():
             torch.testing.assert_close(cut[key], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
         torch.testing.assert_close(readings[1], readings[0], rtol=1e-3, atol=1e-5)
+
+
+def gradients_are_born_projected(initial: Path) -> None:
+    """The layers' own backward, sharded or not, and the projection of the whole gradient: one training."""
+    finals = []
+    for number, model in enumerate((pair(initial)[0], *pair(initial))):
+        subspaces = PROTECT.subspaces(model, load_tokenizer(initial), PROMPTS)
+        if number:
+            project_activations(model, subspaces)
+        rule = NullSpace(PROMPTS, PROTECT, site="gradient").bind(model, Host(tokenizer=load_tokenizer(initial)))
+        stepped(model, {} if number else {"gradient": rule}, 3)
+        finals.append(whole(model))
+    for other in finals[1:]:
+        for name, tensor in finals[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def processes_share_the_work(initial: Path) -> None:
@@ -154,6 +169,7 @@ if __name__ == "__main__":
     replicated = [attached(start, place, "ddp", method) for method in methods]
     sharded_equals_whole(start)
     processes_share_the_work(start)
+    gradients_are_born_projected(start)
     a_saved_state_goes_on(start, place)
     cut = [attached(start, place, "fsdp2", method) for method in methods]
     for alike, part in zip(replicated, cut, strict=True):

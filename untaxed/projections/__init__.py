@@ -1,5 +1,7 @@
 """Protected subspaces: of gradients, by reference losses (OGPSA); of layers' inputs, by general prompts (NSPO)."""
 
+from ._activations import project_activations as project_activations
+from ._activations import projected_linear as projected_linear
 from ._covariance import Covariances as Covariances
 from ._covariance import covariances as covariances
 from ._gradients import reference_gradients as reference_gradients
