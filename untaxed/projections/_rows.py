@@ -153,7 +153,7 @@ class NSPO(Protects):
     source: ClassVar[str] = "Niu et al. 2025, arXiv:2512.11391"
     summary: ClassVar[str] = "weights move only where the inputs of general prompts do not look"
     acts: ClassVar[frozenset[Site]] = frozenset({"gradient", "update", "displacement"})
-    needs: ClassVar[frozenset[Need]] = frozenset({"prompts"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"general_prompts"})
     given_elsewhere: ClassVar[frozenset[str]] = frozenset({"prompts"})
 
     every: int = 5
