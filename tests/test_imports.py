@@ -35,6 +35,7 @@ LAYERS = [
     "objectives",
     "decoding",
     "measuring",
+    "projections",
     "callbacks",
     "frontier",
     "methods",

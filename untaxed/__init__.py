@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from .optim import OnTIESAdamW as OnTIESAdamW
     from .optim import Pipeline as Pipeline
     from .optim import sft_delta as sft_delta
+    from .projections import NSPO as NSPO
+    from .projections import OGPSA as OGPSA
     from .studies import load_results as load_results
     from .studies import run_study as run_study
     from .training import KeepBest as KeepBest
@@ -73,6 +75,8 @@ _HOMES = {
     "L2": ".optim",
     "LoRA": ".optim",
     "MoFO": ".optim",
+    "NSPO": ".projections",
+    "OGPSA": ".projections",
     "Replay": ".objectives",
     "OnDARE": ".optim",
     "OnDAREAdamW": ".optim",
@@ -96,6 +100,8 @@ __all__ = [
     "EMA",
     "L1",
     "L2",
+    "NSPO",
+    "OGPSA",
     "BEMAState",
     "Distill",
     "DriftMeter",
@@ -105,6 +111,7 @@ __all__ = [
     "ElasticResetState",
     "Guard",
     "KLLoss",
+    "KeepBest",
     "LoRA",
     "MoFO",
     "OnDARE",
@@ -116,6 +123,7 @@ __all__ = [
     "Replay",
     "ResetToAverage",
     "ResetToInitial",
+    "SuiteMeter",
     "SyncReference",
     "SyncReferenceState",
     "UntaxedError",
@@ -124,6 +132,7 @@ __all__ = [
     "attach",
     "average",
     "load_results",
+    "measure",
     "merge",
     "run_study",
     "sft_delta",

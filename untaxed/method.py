@@ -348,11 +348,11 @@ class Method:
         """Site `model`: in place of all weights an adapter is trained, of LoRA with these arguments; None: all are."""
         return None
 
-    def gradient_rule(self) -> Callable[..., Tensor]:
+    def gradient_rule(self) -> Callable[..., Any]:
         """Site `gradient`: ``f(gradient, entry, state)``, before the base optimizer's step (`optim.Pipeline`)."""
         raise NotImplementedError(f"{self.name} does not act on the gradient")
 
-    def update_rule(self, delta: Any = None) -> Callable[..., Tensor]:
+    def update_rule(self, delta: Any = None) -> Callable[..., Any]:
         """Site `update`: ``f(update, old, entry, state)``, after it; ``delta``: the SFT delta, where it is needed."""
         raise NotImplementedError(f"{self.name} does not act on the update")
 

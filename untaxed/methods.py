@@ -36,6 +36,7 @@ from .merging import (
 from .method import Method
 from .objectives import KL, RPO, Distill, KLLoss, Replay
 from .optim import L1, L2, ChildTuning, LoRA, MoFO, OnDARE, OnlineMerging, OnTIES, UpdateDropout
+from .projections import NSPO, OGPSA
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ ROWS: tuple[type[Method], ...] = (
     SLERP, TIES, DARE, Extrapolation, ModelStock, WARP,
     EMA, ElasticReset, ResetToInitial, ResetToAverage, DriftTriggeredReset,
     OnDARE, OnTIES, OnlineMerging, UpdateDropout, MoFO, ChildTuning,
+    OGPSA, NSPO,
     SyncReference, WARPAnchor, BEMA,
     L1, L2, KLLoss, Distill, RPO, Replay, LoRA,
     BestOfN, LogitMixing,

@@ -44,6 +44,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "update_dropout": [{"density": 0.05}],
     "mofo": [{"density": 0.15}],
     "childtuning": [{"density": 0.3}],
+    "ogpsa": [{}, {"refresh_every": 30, "scope": "model", "when": "conflict", "loss": "preference", "site": "update"}],
+    "nspo": [{}, {"every": 1, "threshold": "energy", "value": 0.9, "layers": ["*.up_proj"], "site": "update"}],
     "sync_reference": [{"share": 0.6, "sync_every": 3}, {"share": 1.0, "sync_every": 1}],
     "warp_anchor": [{}, {"mu": 0.1}],
     "lora": [{}, {"rank": 2, "alpha": 4.0, "targets": ("q_proj", "v_proj"), "learning_rate": 1e-3}],

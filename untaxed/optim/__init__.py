@@ -22,4 +22,7 @@ from ._rows import OnDARE as OnDARE
 from ._rows import OnlineMerging as OnlineMerging
 from ._rows import OnTIES as OnTIES
 from ._rows import UpdateDropout as UpdateDropout
+from ._rows import check_in_step as check_in_step
+from ._sides import plain_name as plain_name
 from ._sites import Entry as Entry
+from ._sites import wide_of as wide_of

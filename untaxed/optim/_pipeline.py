@@ -16,7 +16,7 @@ from ._groups import check_names
 from ._nested import base_of, check_saved, nest, own_of
 from ._place import any_true, place_of
 from ._rounding import Rounding, added
-from ._sites import Entry, Function, Live, Rule, called, functions_of, parts_of, wide_of
+from ._sites import Entry, Function, Live, Rule, called, functions_of, keep, parts_of, wide_of
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,11 @@ class Pipeline(torch.optim.Optimizer):
             self._adopt(group)
 
     @property
+    def rules(self) -> list[Any]:
+        """All functions, in the order in which they act."""
+        return [function.rule for function in self._functions()]
+
+    @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The base's own list."""
         return self.base.param_groups
@@ -136,23 +141,25 @@ class Pipeline(torch.optim.Optimizer):
         if not self._finite(lives):
             return loss
         self._check(lives)
+        if self._begin():
+            lives = list(self._lives())  # with the states that were just begun
         for live in lives:
             live.own["step"] = self._step(live)
             self._own.setdefault(live.place.name, live.own)
-            self._shape_gradient(live)
+        if self._sites["gradient"]:
+            self._shape_gradients(lives)
         moving = [live for live in lives if live.group.get("lr", 1) != 0]
         old = self._before(lives, moving)
         self.base.step()
+        for chunk in self._chunks("update", moving):
+            self._update(chunk, old)
         for live in moving:
-            if self._sites["update"]:
-                self._update(live, old.pop(live.place.name))
-            if self._sites["displacement"]:
-                self._displace(live)
+            self._displace(live)
         return loss
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Merges what was proposed since the last merge, where ``merge_every`` does not divide the steps."""
+        """Does what is still owed where an interval does not divide the steps: merges, projections."""
         for live in self._lives(all=True):
             moved = False
             for function in self._sites["update"] if live.own else ():
@@ -163,8 +170,9 @@ class Pipeline(torch.optim.Optimizer):
                 if update is not None:
                     self._write(live, live.local, update, torch.zeros_like(update), "flush")
                     moved = True
-            if moved and self._sites["displacement"]:
+            if moved:
                 self._displace(live)
+            self._displace(live, flush=True)
 
     def restart(self, parameters: Iterable[Tensor]) -> None:
         """Somebody replaced these parameters' weights: merging windows begin anew there."""
@@ -259,43 +267,87 @@ class Pipeline(torch.optim.Optimizer):
             if hasattr(function.rule, "check"):
                 function.rule.check([self._entry(live, function, self._step(live)) for live in lives])
 
-    def _shape_gradient(self, live: Live) -> None:
-        gradient = local(live.parameter.grad)  # type: ignore[arg-type]
-        shaped = gradient.to(wide_of(gradient.dtype))
-        for function in self._sites["gradient"]:
-            shaped = called(function, live, shaped, self._entry(live, function))
-        if self._sites["gradient"]:
-            gradient.copy_(shaped)
+    def _begin(self) -> bool:
+        """Tells the functions that want to know that a step begins; whether there are any."""
+        functions = [function for function in self._functions() if hasattr(function.rule, "begin")]
+        lives = list(self._lives(all=True)) if functions else []
+        for function in functions:
+            states = [live.own.get(function.key, {}) for live in lives]
+            function.rule.begin([self._entry(live, function, self._step(live)) for live in lives], states)
+            for live, state in zip(lives, states, strict=True):
+                if state:
+                    self._own.setdefault(live.place.name, live.own).setdefault("step", 0)
+            keep(function, lives, states)
+        return bool(functions)
+
+    def _chunks(self, site: str, lives: list[Live]) -> Iterable[list[Live]]:
+        """The parameters one by one, or all at once where a function acts on them together."""
+        if not self._sites[site]:
+            return ()
+        return [lives] if any(function.together for function in self._sites[site]) else [[live] for live in lives]
+
+    def _shape_gradients(self, lives: list[Live]) -> None:
+        for chunk in self._chunks("gradient", lives):
+            gradients = [local(live.parameter.grad) for live in chunk]  # type: ignore[arg-type]
+            shaped = [gradient.to(wide_of(gradient.dtype)) for gradient in gradients]
+            for function in self._sites["gradient"]:
+                shaped = called(function, chunk, shaped, [self._entry(live, function) for live in chunk])
+            for gradient, new in zip(gradients, shaped):
+                gradient.copy_(new)
 
     def _before(self, lives: list[Live], moving: list[Live]) -> dict[str, Tensor]:
-        """Takes the initial weights of parameters that have none yet; the weights before the step of all that move."""
-        if self._sites["displacement"]:
-            for live in lives:
-                if "initial" not in live.own:
-                    live.own["initial"] = live.wide.clone()
+        """Takes the initial weights of parameters that have none yet and whose displacement is acted on; the weights
+        before the step of all that move."""
+        for live in lives if self._sites["displacement"] else ():
+            if "initial" not in live.own and any(self._follows(live, one) for one in self._sites["displacement"]):
+                live.own["initial"] = live.wide.clone()
         return {live.place.name: live.local.clone() for live in moving} if self._sites["update"] else {}
 
-    def _update(self, live: Live, old: Tensor) -> None:
-        before = old.to(wide_of(old.dtype))
-        proposed = update = live.wide - before
+    def _update(self, lives: list[Live], old: dict[str, Tensor]) -> None:
+        given = [old.pop(live.place.name) for live in lives]
+        before = [one.to(wide_of(one.dtype)) for one in given]
+        proposed = [live.wide - one for live, one in zip(lives, before)]
+        together = any(function.together for function in self._sites["update"])
+        updates = [one.clone() for one in proposed] if together else proposed  # such a function may write to them
         for function in self._sites["update"]:
-            update = called(function, live, update, before, self._entry(live, function))
-        self._write(live, old, update, proposed, "update")
+            entries = [self._entry(live, function) for live in lives]
+            updates = called(function, lives, updates, before, entries)
+        for live, origin, update, own in zip(lives, given, updates, proposed):
+            self._write(live, origin, update, own, "update")
 
-    def _displace(self, live: Live) -> None:
+    def _follows(self, live: Live, function: Function) -> bool:
+        follows = getattr(function.rule, "follows", None)
+        return bool(follows is None or follows(self._entry(live, function)))
+
+    def _displace(self, live: Live, *, flush: bool = False) -> None:
+        """Lets the functions act that are due; with `flush` those that owe something."""
+        given = [(one, self._entry(live, one)) for one in self._sites["displacement"] if "step" in live.own]
+        if flush:
+            given = [(one, entry) for one, entry in given if hasattr(one.rule, "flush") and "initial" in live.own]
+        else:
+            given = [(one, entry) for one, entry in given if self._follows(live, one) and _due(one, entry)]
+        if not given:
+            return
         initial = live.own.setdefault("initial", live.wide.clone())
-        functions = [(function, self._entry(live, function)) for function in self._sites["displacement"]]
-        whole = not all(getattr(function.rule, "elementwise", False) for function, _ in functions)
+        whole = flush or not all(getattr(one.rule, "elementwise", False) for one, _ in given)
         for part, origin in [(live, initial)] if whole else parts_of(live, initial):
-            proposed = displacement = part.wide - origin
-            for function, entry in functions:
-                displacement = called(function, part, displacement, entry)
-            if displacement is proposed:
-                continue
-            if whole or self.rounding != "nearest" or part.local.dtype != displacement.dtype:
-                self._write(part, origin.to(part.local.dtype), displacement, proposed, "displacement")
-            else:
-                torch.add(origin, displacement, out=part.local)
+            self._displace_part(part, origin, given, flush=flush, whole=whole)
+
+    def _displace_part(
+        self, live: Live, initial: Tensor, given: Sequence[tuple[Function, Entry]], *, flush: bool, whole: bool
+    ) -> None:
+        proposed = displacement = live.wide - initial
+        for function, entry in given:
+            if not flush:
+                (displacement,) = called(function, [live], [displacement], [entry])
+            elif (answer := function.rule.flush(displacement, entry, live.own.get(function.key, {}))) is not None:
+                displacement = answer
+        if displacement is proposed:
+            return
+        if whole or self.rounding != "nearest" or live.local.dtype != displacement.dtype:
+            self._write(live, initial.to(live.local.dtype), displacement, proposed, "displacement")
+        else:
+            torch.add(initial, displacement, out=live.local)
 
     def _write(self, live: Live, origin: Tensor, change: Tensor, proposed: Tensor, site: str) -> None:
         """Makes the weights origin + change; entries whose change is the proposed one keep the base's own value."""
@@ -346,6 +398,10 @@ def _check_choices(base: object, rounding: str, nonfinite: str) -> None:
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _due(function: Function, entry: Entry) -> bool:
+    return bool(not hasattr(function.rule, "due") or function.rule.due(entry))
 
 
 def _not_finite(values: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -45,17 +45,34 @@ Rule = Callable[..., Tensor]
 """A function of a site: ``f(gradient, entry, state)``, ``f(update, old, entry, state)``, ``f(displacement, entry,
 state)``. It returns a new tensor; ``state`` is its own dict for this parameter, saved with the optimizer.
 
-It may have ``defaults`` (hyperparameters for the groups), ``check(entries)`` (raises before anything is changed) and,
-at site update, ``flush(old, entry, state)`` (the update that is still owed, or None) and ``restart(state)`` (somebody
-replaced the weights: nothing is owed any more). At site displacement it may say ``elementwise = True``: each entry's
-answer depends on that entry alone and nothing is kept in ``state``, so that it is handed flat parts; it returns what it
-was handed itself where it changes nothing."""
+It may also have
+
+- ``defaults``: hyperparameters for the groups;
+- ``check(entries)``: raises before anything is changed;
+- ``bind(model, host)``: takes what it needs to run the model; `attach` calls it when training begins;
+- ``begin(entries, states)``: at the beginning of every step, for all parameters, those without a gradient too; it may
+  raise, and what it puts into the states stays;
+- ``read()``: values of the last step for the log; all processes call it;
+- ``flush(old, entry, state)`` at site update: the update that is still owed, or None; at site displacement
+  ``flush(displacement, entry, state)``;
+- ``restart(state)`` at site update: somebody replaced the weights, nothing is owed any more;
+- ``elementwise = True`` at site displacement: each entry's answer depends on that entry alone and nothing is kept in
+  ``state``, so that it is handed flat parts; it returns what it was handed itself where it changes nothing;
+- ``follows(entry)`` at site displacement: whether it acts on this parameter, whose initial weights are kept then; and
+  ``due(entry)``: whether it acts at this step.
+
+With ``together`` true it is called once a step with lists of all parameters' tensors, entries and states, at the sites
+gradient and update; it may write into the tensors, and returns a list."""
 
 
 class Function(NamedTuple):
     key: str  # "update.0": of its state
     rule: Any
     settings: dict[str, str]  # its hyperparameter -> the group's key
+
+    @property
+    def together(self) -> bool:
+        return bool(getattr(self.rule, "together", False))
 
 
 class Live(NamedTuple):
@@ -76,18 +93,35 @@ class Live(NamedTuple):
         return self.local.to(wide_of(self.parameter.dtype))
 
 
-def called(function: Function, live: Live, values: Tensor, *rest: Any) -> Tensor:
-    """A function's answer; its state is kept from the first thing that it puts there."""
-    state = live.own.get(function.key, {})
-    answer: Tensor = function.rule(values, *rest, state)
-    if state:
-        live.own[function.key] = state
-    if answer.shape != values.shape:
-        raise ValueError(
-            f"{function.key} returned shape {tuple(answer.shape)} for {live.place.name!r}, expected "
-            f"{tuple(values.shape)}"
-        )
-    return answer.to(values.dtype)
+def called(function: Function, lives: Sequence[Live], values: Sequence[Tensor], *rest: Sequence[Any]) -> list[Tensor]:
+    """A function's answers; its states are kept from the first thing that it puts there.
+
+    Args:
+        function: One that acts together gets the lists, another its parameters one by one.
+        lives: The parameters.
+        values: One tensor a parameter.
+        rest: What else it is told, one a parameter, the entries last.
+    """
+    states = [live.own.get(function.key, {}) for live in lives]
+    if function.together:
+        answers = list(function.rule(list(values), *map(list, rest), states))
+    else:
+        answers = [function.rule(*given) for given in zip(values, *rest, states, strict=True)]
+    keep(function, lives, states)
+    for live, value, answer in zip(lives, values, answers, strict=True):
+        if answer.shape != value.shape:
+            raise ValueError(
+                f"{function.key} returned shape {tuple(answer.shape)} for {live.place.name!r}, expected "
+                f"{tuple(value.shape)}"
+            )
+    return [answer.to(value.dtype) for answer, value in zip(answers, values)]
+
+
+def keep(function: Function, lives: Sequence[Live], states: Sequence[dict[str, Any]]) -> None:
+    """Keeps a function's states that hold something."""
+    for live, state in zip(lives, states, strict=True):
+        if state:
+            live.own[function.key] = state
 
 
 def parts_of(live: Live, origin: Tensor) -> Iterator[tuple[Live, Tensor]]:

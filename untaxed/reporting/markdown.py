@@ -44,7 +44,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _drops(summary: Summary) -> list[str]:
-    told = [f"- {_escaped(arm)}: {_escaped(said)}" for arm, said in drops(summary)]
+    told = [f"- {escaped(arm)}: {escaped(said)}" for arm, said in drops(summary)]
     return ["", f"{drops_title(summary)}:", "", *told] if told else []
 
 

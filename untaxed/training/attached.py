@@ -15,7 +15,7 @@ from ..callbacks import DriftMeter
 from ..callbacks._followed import lent
 from ..callbacks._state import COUNT, Check, check_state
 from ..errors import StoreError, Unsupported
-from ..method import Between, Method, Shown
+from ..method import ALONE, Between, Method, Shown
 from ..weights import trainable
 from .around import host_of
 from .host import (
@@ -126,6 +126,7 @@ class Attached:
         self._began = False
         self._meters: dict[str, Any] = {}  # by name
         self._resetting: list[Any] = []
+        self._host = ALONE
         self._loaded: Mapping[str, Any] | None = None
         self.in_step = InStep(trainer)
         self.in_loss = InLoss(trainer)
@@ -211,6 +212,8 @@ class Attached:
         self.steps_since_reset = 0
         metered = any(method.name == DRIFT for method in between)
         host = host_of(self._trainer, drift=self.drift if metered else None, reset=self._ask)
+        self._host = host
+        self.in_step.bind(model, host)
         self._live = [method.between(model, host) for method in between]
         self.in_loss.begin(self.methods, fresh=self._loaded is None)
         if sum(isinstance(live, Shown) for live in self._live) > 1:
@@ -230,6 +233,9 @@ class Attached:
         """
         self._began = True
         self.in_loss.end_step()
+        readings = self.in_step.readings()
+        if readings and self._trainer.control.should_log and self._host.log is not None:
+            self._host.log(readings)
         if last:
             self.in_step.flush()
         for meter in self._meters.values():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import Unsupported
-from ..method import Method
+from ..method import Host, Method
 from ..optim import MergeUpdate, Merging, OnDAREAdamW, Pipeline
 
 if TYPE_CHECKING:
@@ -55,6 +55,20 @@ class InStep:
         """Merges the tail of a cycle, which nothing would merge after the last step."""
         if self.optimizer is not None:
             self.optimizer.flush()
+
+    def bind(self, model: nn.Module, host: Host) -> None:
+        """Gives the rules that run the model what they need; training begins, and the parameters are what they stay."""
+        for rule in getattr(self.optimizer, "rules", ()):
+            if hasattr(rule, "bind"):
+                rule.bind(model, host)
+
+    def readings(self) -> dict[str, float]:
+        """What the rules measured in the last step, for the log; all processes must call it."""
+        found: dict[str, float] = {}
+        for rule in getattr(self.optimizer, "rules", ()):
+            if hasattr(rule, "read"):
+                found |= rule.read()
+        return found
 
     def _create(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         made = self._inner(*args, **kwargs)

@@ -1,0 +1,57 @@
+"""Which linear layers of a model are protected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from ..errors import Unsupported, nearest
+from ..optim import plain_name
+
+BLOCKS, MLP = "blocks", "mlp"
+Layers = str | Sequence[str]
+
+
+def check_layers(layers: Any) -> None:
+    """Raises `ValueError` unless these are "blocks", "mlp" or shell patterns of names."""
+    words = [layers] if isinstance(layers, str) else list(layers) if isinstance(layers, list | tuple) else [None]
+    if not words or not all(isinstance(word, str) and word for word in words):
+        raise ValueError(f"layers must be 'blocks', 'mlp' or shell patterns of layers' names, got {layers!r}")
+
+
+def linear_layers(model: nn.Module, layers: Layers = BLOCKS) -> dict[str, nn.Linear]:
+    """The chosen linear layers by plain name.
+
+    Args:
+        model: Any module.
+        layers: "blocks": all within numbered blocks (``model.layers.3.…``), so neither embeddings nor the output layer;
+            "mlp": those of them whose name contains "mlp", as NSPO's released code has it; or shell patterns, such as
+            ``"*.down_proj"``.
+    Raises:
+        ValueError: A pattern meets no linear layer.
+        Unsupported: The model has none within blocks, or its linear layers belong to adapters.
+    """
+    if hasattr(model, "peft_config"):
+        raise Unsupported(
+            "the weights that inputs meet are those of adapters and of what they adapt together, which a projection of "
+            "an adapter's tensors does not protect; train all weights, or protect abilities with ogpsa"
+        )
+    found = {plain_name(name): module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    within = {name: layer for name, layer in found.items() if any(part.isdigit() for part in name.split("."))}
+    if layers in (BLOCKS, MLP):
+        chosen = {name: layer for name, layer in within.items() if layers == BLOCKS or "mlp" in name}
+        if not chosen:
+            raise Unsupported(
+                f"{type(model).__name__} has no nn.Linear in numbered blocks{' called mlp' if layers == MLP else ''}, "
+                f"of {len(found)} linear layers; name them with `layers`: shell patterns such as '*.fc1'"
+            )
+        return chosen
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            known = {f"*.{name.rpartition('.')[2]}" for name in found}
+            raise ValueError(f"layers: no linear layer is called {pattern!r}{nearest(pattern, known)}")
+    return {name: layer for name, layer in found.items() if any(fnmatchcase(name, one) for one in patterns)}
