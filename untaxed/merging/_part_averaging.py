@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import SpecError, nearest
 from ..method import Context, Method, Site, Weights, check_fraction
+from ..weights import check_same
 from ._blocks import partition
 from ._cut import Blocks, check_blocks, short_tag
 from ._heterogeneous import heterogeneous_average
@@ -59,6 +60,7 @@ class PartAveraging(Method):
             raise SpecError(f"methods: {self.name}: {error}") from None
 
     def after(self, initial: Weights, aligned: Weights) -> dict[str, Tensor]:
+        check_same(initial, aligned)  # before an expression meets no name for it
         blocks = partition(aligned, self.blocks)
         return heterogeneous_average(initial, aligned, self._alone(blocks), blocks, rest_share=0.0)
 
