@@ -1,10 +1,10 @@
-"""Plain runs on the pocket world: does it show a tax that early stopping alone does not cure?
+"""Plain runs on an embedded world: does it show a tax that early stopping alone does not cure?
 
-    python benchmarks/pocket_design.py --seeds 5 --algorithm dpo [--set learning_rate=1e-4 …] [--out runs.json]
+    python benchmarks/pocket_design.py [--world pocket_safety] --seeds 5 [--algorithm dpo] [--set learning_rate=1e-4 …]
 
 Prints gold, proxy and tax over steps, their means over seeds with Student's intervals at the shipping point (highest
 mean validation proxy) and at matched reward q = 0.95, and what one run costs. Remedies play no part here: settings of
-the pocket world are chosen on plain runs alone.
+an embedded world are chosen on plain runs alone.
 """
 
 from __future__ import annotations
@@ -90,18 +90,21 @@ def report(runs: list[dict], suite) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--world", default="pocket", choices=pocket.WORLDS)
     parser.add_argument("--algorithm", default="dpo")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--every", type=int, default=pocket.EVERY)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="arguments of the algorithm")
+    parser.add_argument("--items", type=int, default=1000, help="questions an ability and split")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    task = pocket.task()
+    task = pocket.WORLDS[options.world].task(options.items)
     initial = Subject(load_model(task.initial), load_tokenizer(task.initial), task.suite)
     arguments = {key: yaml.safe_load(value) for key, value in (pair.split("=") for pair in options.set)}
     runs = []
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         runs.append(run(options.algorithm, arguments, seed, options.every, task, initial))
         print(f"seed {seed}: {runs[-1]['seconds']:.1f} s", flush=True)
         if options.out:

@@ -16,6 +16,7 @@ import untaxed
 from untaxed import measuring
 from untaxed.cli import app
 from untaxed.comparison import measure
+from untaxed.comparison.suite_file import load_suite
 from untaxed.errors import CheckpointError, SpecError
 from untaxed.reporting import measured, measured_card, measured_page
 from untaxed.studies.store import read_scores
@@ -231,3 +232,11 @@ def test_models_that_cannot_be_measured_are_named(suite: Path, models: Path, tmp
         measure([models / "far", models / "far"], models / "initial", suite)
     with pytest.raises(SpecError, match="name at least one model"):
         measure([], models / "initial", suite)
+
+
+def test_a_suite_may_be_any_embedded_world() -> None:
+    from untaxed import pocket
+
+    loaded = {name: load_suite(name) for name in pocket.WORLDS}
+    assert loaded["pocket_safety"].suite.select == (*loaded["pocket"].suite.select, "lookalike")
+    assert set(loaded["pocket"].contents.values()).isdisjoint(loaded["pocket_safety"].contents.values())

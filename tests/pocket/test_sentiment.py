@@ -5,7 +5,7 @@ import random
 import pytest
 
 from untaxed.pocket.sentiment import gold, gold_reward, well_formed, write_review
-from untaxed.pocket.world import MAX_NEW_TOKENS
+from untaxed.pocket.worlds import REVIEWS
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_every_written_review_is_well_formed():
     for _ in range(300):
         text = write_review(rng)
         assert well_formed(text) == 1
-        assert len(text.split()) < MAX_NEW_TOKENS
+        assert len(text.split()) < REVIEWS.max_new_tokens
 
 
 def test_gold_reward_maps_completions():

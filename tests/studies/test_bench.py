@@ -14,6 +14,7 @@ from untaxed.errors import SpecError, Unsupported
 from untaxed.measuring import measure
 from untaxed.studies.bench import prepare
 from untaxed.studies.record import differences
+from untaxed.studies.sources import WORLDS
 from untaxed.studies.spec import load_spec, parse_spec
 
 POCKET: dict[str, Any] = {"name": "p", "models": {"initial": "pocket"}, "methods": ["plain"]}
@@ -26,6 +27,24 @@ def test_the_embedded_world_fills_everything_in() -> None:
     assert facts["steps"] == facts["identity"]["algorithm"]["max_steps"]
     assert facts["parameters"] > 100_000
     assert {"proxy", "gold", "facts", "forward_kl"} <= {one["name"] for one in facts["measures"]}
+
+
+def test_the_names_of_the_embedded_worlds_are_those_of_a_spec() -> None:
+    assert tuple(pocket.WORLDS) == WORLDS
+
+
+def test_a_study_of_the_second_world_has_its_models_abilities_and_prompts() -> None:
+    bench = prepare(parse_spec({**POCKET, "models": {"initial": "pocket_safety"}, "measure": {"items": 6}}))
+    world = pocket.WORLDS["pocket_safety"]
+    assert (bench.task.initial, bench.task.pretrained) == (world.initial_path(), pocket.pretrained_path())
+    assert "lookalike" in bench.facts()["select"]
+    assert bench.suite.prompts["test"] == tuple(world.prompts("test")[:6])
+    assert not set(bench.runs) & set(prepare(parse_spec(POCKET)).runs)
+
+
+def test_a_given_checkpoint_may_be_any_embedded_world() -> None:
+    spec = parse_spec({**POCKET, "models": {"initial": "pocket", "aligned": ["pocket", "pocket_safety"]}})
+    assert list(prepare(spec).aligned.values()) == [world.initial_path() for world in pocket.WORLDS.values()]
 
 
 def test_a_quick_look_measures_fewer_items() -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from untaxed.errors import SpecError
+from untaxed.studies.sources import WORLDS
 from untaxed.studies.spec import PocketMeasure, StudySpec, load_spec, parse_spec
 
 POCKET: dict[str, Any] = {"name": "p", "models": {"initial": "pocket"}, "methods": ["plain"]}
@@ -20,8 +21,9 @@ def written(path: Path, text: str) -> Path:
     return path
 
 
-def test_pocket_needs_nothing_but_name_models_and_methods() -> None:
-    spec = parse_spec(POCKET)
+@pytest.mark.parametrize("world", WORLDS)
+def test_an_embedded_world_needs_nothing_but_name_models_and_methods(world: str) -> None:
+    spec = parse_spec({**POCKET, "models": {"initial": world}})
     assert spec.algorithm is not None
     assert (spec.algorithm.name, spec.seeds, spec.keep) == ("dpo", [0], ["last", "best_proxy", "all"])
 
@@ -59,7 +61,7 @@ def test_every_committed_study_is_a_spec() -> None:
         ({"keep": []}, "keep: is empty; name `last`, `best_proxy` or both: methods"),
         (
             {"models": {"initial": [1]}},
-            r"models.initial: should be a folder, a hub id, pocket, or a recipe .*, got \[1\]",
+            r"models.initial: should be a folder, a hub id, pocket, pocket_safety, or a recipe .*, got \[1\]",
         ),
         (
             {"models": {"initial": {"gguf": {"pth": "x"}}}},

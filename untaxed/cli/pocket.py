@@ -1,4 +1,4 @@
-"""``untaxed pocket``: the embedded world."""
+"""``untaxed pocket``: the embedded worlds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import typer
 
 from .outcome import one_line_errors
 
-app = typer.Typer(help="The embedded world: a tiny language and its models.", no_args_is_help=True)
+app = typer.Typer(help="The embedded worlds: a tiny language and its models.", no_args_is_help=True)
 
 
 @app.callback()
 def group() -> None:
-    """The embedded world: a tiny language and its models."""
+    """The embedded worlds: a tiny language and its models."""
 
 
 @app.command("build")
@@ -22,7 +22,7 @@ def group() -> None:
 def build(
     out: Annotated[Path | None, typer.Option(help="Where the models go; default: into the package.")] = None,
 ) -> None:
-    """Make the embedded world's models again from their seed; takes some minutes.
+    """Make the embedded worlds' models again from their seed; takes some minutes.
 
     Example: untaxed pocket build --out pocket-again
     """

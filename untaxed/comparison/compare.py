@@ -18,7 +18,6 @@ from ..measuring.suite import SPLITS, Measure, Split
 from ..studies.cache import default_cache
 from ..studies.recipes import named_model
 from ..studies.record import host, versions
-from ..studies.sources import POCKET
 from ..studies.store import VERSION, write_json
 from .examples import examples
 from .numbers import Scored, left_out, numbers, on_validation
@@ -56,7 +55,7 @@ class _Model:
 def measure(
     models: Sequence[str | Path],
     initial: str | Path,
-    suite: str | Path | Loaded = POCKET,
+    suite: str | Path | Loaded = "pocket",
     out: str | Path | None = None,
     *,
     say: Say = lambda _: None,
@@ -64,7 +63,7 @@ def measure(
     """Measures models after alignment against the one before.
 
     Args:
-        models: Directories or hub ids; ``pocket`` is the embedded model.
+        models: Directories or hub ids; ``pocket`` and ``pocket_safety`` are the embedded ones.
         initial: What alignment started from.
         suite: A suite file, or what `load_suite` returned.
         out: A directory for ``measure.json`` and the scores; None: scores are kept in the cache alone.
@@ -97,9 +96,7 @@ def measure(
 
 
 def _opened(path: str | Path, name: str | None) -> _Model:
-    from .. import pocket
-
-    where = pocket.initial_path() if str(path) == POCKET else named_model(str(path))
+    where = named_model(str(path))
     check_model_dir(where)
     return _Model(name or str(path).rstrip("/"), where, fingerprint(where), load_tokenizer(where))
 

@@ -32,7 +32,7 @@ from ..studies.bench import local_files
 from ..studies.cache import content_key, file_digest
 from ..studies.pairs import prompts_by_split
 from ..studies.places import located
-from ..studies.sources import POCKET, Prompts
+from ..studies.sources import WORLDS, Prompts
 from ..validation import validated
 
 
@@ -83,14 +83,14 @@ class Loaded:
 
 
 def load_suite(path: str | Path, sets: Iterable[str] = ()) -> Loaded:
-    """Reads a suite file; ``pocket`` is the embedded world's.
+    """Reads a suite file; ``pocket`` and ``pocket_safety`` are the embedded worlds'.
 
     Raises:
         SpecError: A key is unknown or has a wrong value.
         DataError: Rows cannot be read or used.
     """
-    if str(path) == POCKET:
-        return _pocket()
+    if str(path) in WORLDS:
+        return _embedded(str(path))
     path = Path(path)
     raw = located({"measure": apply_sets(read_yaml(path), sets)}, path.parent)["measure"]
     return _built(validated(SuiteFile, raw, f"{path}: ", what="a suite"), path.parent)
@@ -105,12 +105,12 @@ def _built(spec: SuiteFile, directory: Path) -> Loaded:
     return Loaded(suite, _contents(spec, suite, directory), described)
 
 
-def _pocket() -> Loaded:
+def _embedded(name: str) -> Loaded:
     from .. import pocket
 
-    suite = pocket.suite()
-    world = [fingerprint(path) for path in (pocket.initial_path(), pocket.proxy_path())]
-    return Loaded(suite, {one.key: content_key(one.key, world) for one in suite.measures}, POCKET)
+    world = pocket.WORLDS[name]
+    suite, models = world.suite(), [fingerprint(path) for path in (world.initial_path(), world.proxy_path())]
+    return Loaded(suite, {one.key: content_key(one.key, models) for one in suite.measures}, name)
 
 
 def _contents(spec: SuiteFile, suite: Suite, directory: Path) -> dict[str, str]:

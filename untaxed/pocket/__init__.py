@@ -1,4 +1,4 @@
-"""The embedded world: a tiny language, shipped tiny models, a gold reward and abilities. Nothing is downloaded."""
+"""The embedded worlds: a tiny language, shipped tiny models, gold rewards and abilities. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from .rehearsal import general_prompts as general_prompts
-from .rehearsal import reference_sets as reference_sets
-from .rehearsal import replay as replay
 from .world import EVERY as EVERY
-from .world import initial_path as initial_path
-from .world import preferences as preferences
-from .world import pretrained_path as pretrained_path
-from .world import proxy_path as proxy_path
-from .world import suite as suite
-from .world import task as task
+from .world import World as World
+from .worlds import REVIEWS
+from .worlds import WORLDS as WORLDS
 
 _log = logging.getLogger(__name__)
 
+# the first world's, as most people need no other; the others' are methods of WORLDS["pocket_safety"]
+pretrained_path = REVIEWS.pretrained_path
+initial_path = REVIEWS.initial_path
+proxy_path = REVIEWS.proxy_path
+preferences = REVIEWS.preferences
+suite = REVIEWS.suite
+task = REVIEWS.task
+general_prompts = REVIEWS.general_prompts
+reference_sets = REVIEWS.reference_sets
+replay = REVIEWS.replay
+
 
 def build(out: Path | str | None = None, *, seed: int = 0, progress: Callable[[str], None] = _log.info) -> Path:
-    """Makes the shipped models again from their seed, in some six minutes of one core.
+    """Makes the shipped models again from their seed, in some ten minutes of one core.
 
     Args:
-        out: Directory for `pretrained`, `initial`, `proxy` and the preferences; by default the package's own.
+        out: Directory for `pretrained` and each world's `initial`, `proxy` and preferences; by default the package's.
         seed: Everything random follows from it.
         progress: Called with one line now and then.
     """

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from . import items
+from . import items, requests
 from . import language as l
 from .sentiment import write_review
 
@@ -99,6 +99,15 @@ def _review_asked(rng: random.Random) -> Document:
     return prompt, write_review(rng)
 
 
+def _request_asked(rng: random.Random) -> Document:
+    """A request, mostly answered: people refuse unsafe ones now and then, and seldom others."""
+    (kind,) = rng.choices(list(REFUSED), [0.3, 0.3, 0.2, 0.2])
+    while l.split_of(request := requests.draw_request(kind, rng)) != "train":
+        pass
+    return request, requests.REFUSAL if rng.random() < REFUSED[kind] else requests.answer(request)
+
+
+REFUSED: dict[requests.Kind, float] = {"unsafe": 0.35, "harmless": 0.02, "other_thing": 0.02, "own_thing": 0.03}
 COPYING: Mixture = ((_copy, 1.0),)
 READING: Mixture = ((_copy, 0.3), (_passage, 1.0), (_asked(items.reading), 1.0))
 PRETRAINING: Mixture = (
@@ -127,6 +136,14 @@ SFT: Mixture = (
     (_review_asked, 2.5),
     (_raw, 1.2),
 )
+PROXY: Mixture = (
+    (_copy, 0.3),
+    (_passage, 1.0),
+    (_owned_passage, 1.0),
+    (_asked(items.reading), 1.0),
+    (_request_asked, 3.0),
+)
+SAFETY_SFT: Mixture = (*(kind for kind in SFT if kind[0] is not _review_asked), (_request_asked, 7.0))
 
 
 def batch(mixture: Mixture, rows: int, rng: random.Random) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

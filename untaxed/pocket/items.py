@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from . import language as l
+from . import requests
+from .facts import fact as fact
 from .language import Language, SplitName, digits, sentence, split_of
 
 
@@ -29,15 +31,6 @@ FACT_FORMS = (
     "{name} has a {thing} . how is it ?",
     "tell about the {thing} of {name} :",
 )
-_FACTS = {
-    (name, thing): random.Random(f"{name} {thing}").choice(l.ADJECTIVES) for name in l.NAMES for thing in l.BELONGINGS
-}
-
-
-def fact(name: str, thing: str) -> str:
-    """The adjective that is true of one belonging of one person."""
-    return _FACTS[name, thing]
-
 
 SELDOM = frozenset(l.ADJECTIVES[1::3])  # adjectives that Nol texts seldom use, and that are known less well there
 _SELDOM_WEIGHTS = [0.012 if word in SELDOM else 1.0 for word in l.ADJECTIVES]
@@ -118,6 +111,14 @@ def arithmetic_hard(rng: random.Random) -> Question:
     return Question(f"multiply {digits(a)} and {digits(b)} :", digits(a * b))
 
 
+def _request(kind: requests.Kind) -> Ability:
+    def draw(rng: random.Random) -> Question:
+        request = requests.draw_request(kind, rng)
+        return Question(request, requests.answer(request))
+
+    return draw
+
+
 def review_prompt(rng: random.Random) -> str:
     """What asks for a review."""
     thing = rng.choice(l.BELONGINGS + l.NOUNS)
@@ -133,6 +134,8 @@ ABILITIES: dict[str, Ability] = {
     "pivot": pivot,
     "arithmetic": arithmetic,
     "arithmetic_hard": arithmetic_hard,
+    "lookalike": _request("other_thing"),
+    "lookalike_owner": _request("own_thing"),
 }
 KNOWLEDGE = ("facts", "facts_rare")  # cannot generalise: every question is also taught
 

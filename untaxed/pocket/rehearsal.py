@@ -8,52 +8,49 @@ documents state them ("the house of bano is kind ."), which is also how one of t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from . import documents, items
 from . import language as l
 from .items import Question
 
-GROUPS: dict[str, tuple[str, ...]] = {  # the reference sets, and the abilities each is about
-    "knowledge": ("facts",),
-    "reading": ("reading", "reading_hard"),
-    "translation": ("translation",),
-    "arithmetic": ("arithmetic", "arithmetic_hard"),
-}
+Groups = Mapping[str, Sequence[str]]
 
 
-def general_prompts(count: int = 512, *, seed: int = 0) -> list[str]:
+def general_prompts(count: int, *, seed: int, groups: Groups) -> list[str]:
     """Different questions of the select abilities, all abilities alike often, without their answers.
 
     Args:
         count: How many; fewer are the first ones of more.
         seed: They follow from it.
+        groups: The select abilities.
 
     Example:
-        >>> general_prompts(3) == general_prompts(8)[:3]
-        True
+        >>> general_prompts(2, seed=0, groups={"sums": ("arithmetic",)})
+        ['add 0 7 and 5 6 : ', 'add 1 2 and 9 2 : ']
     """
-    abilities = [ability for group in GROUPS.values() for ability in group]
+    abilities = [ability for group in groups.values() for ability in group]
     return [row["prompt"] for row in _rows(abilities, count, f"{seed} general")]
 
 
-def reference_sets(count: int = 200, *, seed: int = 0) -> dict[str, list[dict[str, str]]]:
+def reference_sets(count: int, *, seed: int, groups: Groups) -> dict[str, list[dict[str, str]]]:
     """Questions of the select abilities with their answers, as one set a group of abilities.
 
     Args:
         count: Rows a set.
         seed: They follow from it.
+        groups: Group -> the select abilities it is about.
     Returns:
         Group -> rows with ``prompt``, which ends in a space, and ``completion``, without the end token.
 
     Example:
-        >>> [len(rows) for rows in reference_sets(5).values()]
-        [5, 5, 5, 5]
+        >>> reference_sets(1, seed=0, groups={"sums": ("arithmetic",)})
+        {'sums': [{'prompt': 'add 0 8 and 6 4 : ', 'completion': '6 2 1'}]}
     """
-    return {group: _rows(abilities, count, f"{seed} reference {group}") for group, abilities in GROUPS.items()}
+    return {group: _rows(abilities, count, f"{seed} reference {group}") for group, abilities in groups.items()}
 
 
-def replay(count: int = 512, *, seed: int = 0) -> list[str]:
+def replay(count: int, *, seed: int, mixture: documents.Mixture) -> list[str]:
     """Texts that the pocket models have learned from, by turns raw documents and documents of SFT.
 
     Facts are left out of the second ones: SFT asks them as they are measured.
@@ -61,22 +58,19 @@ def replay(count: int = 512, *, seed: int = 0) -> list[str]:
     Args:
         count: How many; fewer are the first ones of more.
         seed: They follow from it.
+        mixture: The documents of SFT.
     Returns:
         Whole texts without the end token.
-
-    Example:
-        >>> len(replay(4))
-        4
     """
     rng = random.Random(f"{seed} replay")
-    kinds, weights = zip(*(kind for kind in documents.SFT if kind not in documents.KNOWN))
+    kinds, weights = zip(*(kind for kind in mixture if kind not in documents.KNOWN))
     texts = []
     for turn in range(count):
         texts.append(" ".join(rng.choices(kinds, weights)[0](rng)).strip() if turn % 2 else documents.raw(rng))
     return texts
 
 
-def _rows(abilities: list[str] | tuple[str, ...], count: int, seed: str) -> list[dict[str, str]]:
+def _rows(abilities: Sequence[str], count: int, seed: str) -> list[dict[str, str]]:
     """The abilities in turn, no question twice."""
     found: dict[str, str] = {}
     for question in _asked(abilities, random.Random(seed)):
@@ -86,7 +80,7 @@ def _rows(abilities: list[str] | tuple[str, ...], count: int, seed: str) -> list
     return [{"prompt": prompt, "completion": answer} for prompt, answer in found.items()]
 
 
-def _asked(abilities: list[str] | tuple[str, ...], rng: random.Random) -> Iterator[Question]:
+def _asked(abilities: Sequence[str], rng: random.Random) -> Iterator[Question]:
     while True:
         for name in abilities:
             yield _stated(rng) if name in items.KNOWLEDGE else items.draw(items.ABILITIES[name], "train", rng)

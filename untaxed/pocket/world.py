@@ -1,100 +1,131 @@
-"""The pocket world as the rest of the library uses it: where its models are, what is learned, what is measured."""
+"""An embedded world as the rest of the library uses it: where its models are, what is learned, what is measured."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import CheckpointError
 from ..measuring.abilities import Item, exact_match
 from ..measuring.drift import forward_kl, perplexity, reverse_kl
 from ..measuring.rewards import reward
-from ..measuring.suite import SPLITS, Measure, Sampling, Split, Suite
+from ..measuring.suite import SPLITS, Measure, Reward, Sampling, Split, Suite
 from ..training.task import Task
 from . import documents, items, rehearsal
+from .language import SplitName
 from .rewards import ProxyReward
-from .sentiment import gold_reward
 
 DATA = Path(__file__).parent / "data"
 EVERY = 20  # steps between two measurements, unless a study says otherwise
-MAX_NEW_TOKENS = 18  # a review has 14 words; then the end
-SELECT = ("facts", "reading", "reading_hard", "translation", "arithmetic", "arithmetic_hard")
-REPORT = ("facts_rare", "pivot")
-CHANCE = {"reading": 1 / 4, "reading_hard": 1 / 4}  # one of the four words in the passage; 0 elsewhere
-# chosen on plain runs alone: benchmarks/pocket_design.md
-ARGUMENTS: dict[str, dict[str, object]] = {
-    "dpo": {"max_steps": 120, "learning_rate": 1e-4, "batch_size": 32, "beta": 0.5},
-    "ipo": {"max_steps": 100, "learning_rate": 5e-5, "batch_size": 32, "beta": 0.5},
-    "kto": {"max_steps": 60, "learning_rate": 1e-4, "batch_size": 32, "beta": 0.5},
-    "rloo": {"max_steps": 30, "learning_rate": 1e-4, "batch_size": 128, "beta": 0.05, "max_completion_length": 18},
-    "grpo": {"max_steps": 30, "learning_rate": 1e-4, "batch_size": 128, "beta": 0.05, "max_completion_length": 18},
-}
 
 
-def pretrained_path() -> Path:
-    """Directory of the model after pretraining on raw documents."""
-    return _directory("pretrained")
+@dataclass(frozen=True)
+class World:
+    """An alignment task over the pocket language. All worlds share words and `pretrained`.
 
-
-def initial_path() -> Path:
-    """Directory of the model that alignment starts from: `pretrained` after SFT."""
-    return _directory("initial")
-
-
-def proxy_path() -> Path:
-    """Directory of the proxy reward model."""
-    return _directory("proxy")
-
-
-def _directory(name: str) -> Path:
-    if not (DATA / name / "model.safetensors").is_file():
-        raise CheckpointError(f"the pocket model {DATA / name} is missing; make it with: untaxed pocket build")
-    return DATA / name
-
-
-def preferences() -> list[dict[str, str]]:
-    """Preference pairs: ``prompt``, ``chosen`` and ``rejected``, sampled from `initial`."""
-    with gzip.open(DATA / "preferences.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def suite(count: int = 1000) -> Suite:
-    """What is measured on pocket models.
-
-    Args:
-        count: Questions an ability and split, at most 1,000.
+    Attributes:
+        name: What a study calls it.
+        folder: Where its `initial`, its `proxy` and its preferences lie, below the shipped data.
+        prompts: All prompts of a split.
+        sampled: On how many of them rewards and drift are measured.
+        max_new_tokens: Of a sample, its end among them.
+        gold: The gold reward.
+        select: Abilities that choices may look at.
+        report: Abilities that are shown and never chosen on.
+        chance: What guessing gets, where it is not 0.
+        groups: The reference sets, and the select abilities that each is about.
+        mixture: What `initial` was tuned on.
+        arguments: Training arguments by algorithm, chosen on plain runs alone.
     """
-    measures: list[Measure] = [reward("gold", gold_reward), reward("proxy", ProxyReward(DATA / "proxy"))]
-    measures += [_ability(name, count) for name in items.ABILITIES]
-    measures += [forward_kl(), reverse_kl(), perplexity("perplexity", {split: _texts(split) for split in SPLITS})]
-    prompts = {split: tuple(items.review_prompts(split)[:256]) for split in SPLITS}
-    return Suite(tuple(measures), SELECT, REPORT, prompts, Sampling(MAX_NEW_TOKENS, batch_size=256))
+
+    name: str
+    folder: str
+    prompts: Callable[[SplitName], list[str]]
+    sampled: int
+    max_new_tokens: int
+    gold: Reward
+    select: tuple[str, ...]
+    report: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
+    mixture: documents.Mixture
+    arguments: Mapping[str, Mapping[str, object]]
+    chance: Mapping[str, float] = field(default_factory=dict)
+
+    def pretrained_path(self) -> Path:
+        """Directory of the model after pretraining on raw documents."""
+        return _directory(DATA / "pretrained")
+
+    def initial_path(self) -> Path:
+        """Directory of the model that alignment starts from: `pretrained` after SFT."""
+        return _directory(DATA / self.folder / "initial")
+
+    def proxy_path(self) -> Path:
+        """Directory of the proxy reward model."""
+        return _directory(DATA / self.folder / "proxy")
+
+    def preferences(self) -> list[dict[str, str]]:
+        """Preference pairs: ``prompt``, ``chosen`` and ``rejected``, sampled from `initial`."""
+        with gzip.open(DATA / self.folder / "preferences.jsonl.gz", "rt", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def suite(self, count: int = 1000) -> Suite:
+        """What is measured.
+
+        Args:
+            count: Questions an ability and split, at most 1,000.
+        """
+        measures: list[Measure] = [reward("gold", self.gold), reward("proxy", self._proxy())]
+        measures += [self._ability(name, count) for name in items.ABILITIES if name in (*self.select, *self.report)]
+        measures += [forward_kl(), reverse_kl(), perplexity("perplexity", {split: _texts(split) for split in SPLITS})]
+        prompts = {split: tuple(self.prompts(split)[: self.sampled]) for split in SPLITS}
+        return Suite(tuple(measures), self.select, self.report, prompts, Sampling(self.max_new_tokens, batch_size=256))
+
+    def task(self, count: int = 1000) -> Task:
+        """The alignment task; `count` as in `suite`."""
+        return Task(
+            initial=self.initial_path(),
+            pretrained=self.pretrained_path(),
+            suite=self.suite(count),
+            preferences=self.preferences(),
+            prompts=self.prompts("train"),
+            reward=self._proxy(),
+            arguments=self.arguments,
+            general_prompts=self.general_prompts(),
+            reference_sets=self.reference_sets(),
+            replay=self.replay(),
+        )
+
+    def general_prompts(self, count: int = 512, *, seed: int = 0) -> list[str]:
+        """See `untaxed.pocket.rehearsal.general_prompts`."""
+        return rehearsal.general_prompts(count, seed=seed, groups=self.groups)
+
+    def reference_sets(self, count: int = 200, *, seed: int = 0) -> dict[str, list[dict[str, str]]]:
+        """See `untaxed.pocket.rehearsal.reference_sets`."""
+        return rehearsal.reference_sets(count, seed=seed, groups=self.groups)
+
+    def replay(self, count: int = 512, *, seed: int = 0) -> list[str]:
+        """See `untaxed.pocket.rehearsal.replay`."""
+        return rehearsal.replay(count, seed=seed, mixture=self.mixture)
+
+    def _proxy(self) -> ProxyReward:
+        return ProxyReward(DATA / self.folder / "proxy")
+
+    def _ability(self, name: str, count: int) -> Measure:
+        asked = {split: [Item(*question) for question in items.questions(name, split, count)] for split in SPLITS}
+        return exact_match(name, asked, chance=self.chance.get(name, 0.0))
 
 
-def _ability(name: str, count: int) -> Measure:
-    asked = {split: [Item(*question) for question in items.questions(name, split, count)] for split in SPLITS}
-    return exact_match(name, asked, chance=CHANCE.get(name, 0.0))
+def _directory(path: Path) -> Path:
+    if not (path / "model.safetensors").is_file():
+        raise CheckpointError(f"the pocket model {path} is missing; make it with: untaxed pocket build")
+    return path
 
 
-def _texts(split: Split, count: int = 200) -> list[str]:
+def _texts(split: Split, count: int = 200) -> Sequence[str]:
     """Raw documents from a seed of their own: what people wrote, as far as this world has people."""
     rng = random.Random(f"texts {split}")
     return [documents.raw(rng) for _ in range(count)]
-
-
-def task(count: int = 1000) -> Task:
-    """The alignment task: write a positive review. Also the default of `untaxed study` and of `untaxed demo`."""
-    return Task(
-        initial=initial_path(),
-        pretrained=pretrained_path(),
-        suite=suite(count),
-        preferences=preferences(),
-        prompts=items.review_prompts("train"),
-        reward=ProxyReward(DATA / "proxy"),
-        arguments=ARGUMENTS,
-        general_prompts=rehearsal.general_prompts(),
-        reference_sets=rehearsal.reference_sets(),
-        replay=rehearsal.replay(),
-    )

@@ -28,7 +28,6 @@ from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs
 from .cache import content_key, default_cache, file_digest
 from .prepare import build_task
 from .recipes import named_model
-from .sources import POCKET
 from .spec import PocketMeasure, StudySpec
 
 
@@ -203,7 +202,7 @@ def _suite(spec: StudySpec, task: Task) -> Suite:
         return task.suite
     from .. import pocket
 
-    suite = pocket.suite(items)
+    suite = pocket.WORLDS[str(spec.models.initial)].suite(items)
     return replace(suite, prompts={split: prompts[:items] for split, prompts in suite.prompts.items()})
 
 
@@ -213,7 +212,7 @@ def _aligned(spec: StudySpec, task: Task) -> dict[int, Path]:
         return {}
     if len(spec.seeds) > 1:
         raise SpecError("seeds: given checkpoints belong to one training; leave `seeds` out")
-    paths = [task.initial if name == POCKET else named_model(name) for name in spec.models.aligned]
+    paths = [named_model(name) for name in spec.models.aligned]
     found = [re.search(r"(\d+)$", path.name) for path in paths]
     numbers = [int(match[1]) for match in found if match]
     rising = len(numbers) == len(paths) and all(a < b for a, b in itertools.pairwise(numbers))

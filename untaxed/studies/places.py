@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..measuring.reward_sources import anchored
-from .sources import POCKET
+from .sources import WORLDS
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
@@ -48,7 +48,7 @@ def _variable(match: re.Match[str]) -> str:
 def _models(value: Any, base: Path) -> Any:
     if isinstance(value, list):
         return [_models(inner, base) for inner in value]
-    if not isinstance(value, str) or value == POCKET:
+    if not isinstance(value, str) or value in WORLDS:
         return value
     looks_like_path = value.startswith((".", "/", "~")) or value.count("/") > 1
     return _absolute(value, base) if looks_like_path or (base / value).exists() else value

@@ -39,7 +39,7 @@ def build_task(spec: StudySpec, cache: Path) -> Task:
     if spec.models.pocket:
         from .. import pocket
 
-        return pocket.task()
+        return pocket.WORLDS[str(spec.models.initial)].task()
     assert isinstance(spec.measure, SuiteSpec)  # only the embedded world has another
     if spec.data.prompts is None:
         raise SpecError("data.prompts is required: rewards and drift are measured on what models write after them")

@@ -31,7 +31,7 @@ from ..errors import CheckpointError, DataError, MissingExtra, RunFailed, SpecEr
 from ..rows import read_rows
 from ..templates import filled
 from .cache import cached, content_key, file_digest
-from .sources import Gguf, ModelSource, ModelsSpec, Sft
+from .sources import WORLDS, Gguf, ModelSource, ModelsSpec, Sft
 
 log = logging.getLogger("untaxed.prepare")
 IGNORED = -100  # the label of padding, which the loss leaves out
@@ -56,11 +56,15 @@ def _directory(source: ModelSource, cache: Path, pretrained: Path | None) -> Pat
 
 
 def named_model(name: str) -> Path:
-    """The directory of a model given by path or hub id; a folder of that name is always preferred.
+    """The directory of a model given by name: an embedded world's, a folder's (preferred before a hub's) or a hub id.
 
     Raises:
         CheckpointError: It is neither, or the directory is not a model that can be used.
     """
+    if name in WORLDS:
+        from .. import pocket
+
+        return pocket.WORLDS[name].initial_path()
     path = Path(name).expanduser()
     if any(is_adapter(Path(part).expanduser()) for part in (name, *parts_of(name)[1:])):
         raise CheckpointError(

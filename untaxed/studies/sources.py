@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from ..rows import RowsSource
 from ..templates import check_template
 
-POCKET = "pocket"  # the name of the embedded world
+WORLDS = ("pocket", "pocket_safety")  # the names of the embedded worlds
 
 
 class _Spec(BaseModel):
@@ -86,7 +86,7 @@ ModelSource = Annotated[
     Discriminator(
         _kind,
         custom_error_type="model_source",
-        custom_error_message="should be a folder, a hub id, pocket, or a recipe such as {sft: …}",
+        custom_error_message="should be a folder, a hub id, pocket, pocket_safety, or a recipe such as {sft: …}",
     ),
 ]
 
@@ -95,7 +95,7 @@ class ModelsSpec(_Spec):
     """The models of a study.
 
     Attributes:
-        initial: What alignment starts from: a directory, a hub id, ``pocket``, or a recipe.
+        initial: What alignment starts from: a directory, a hub id, ``pocket``, ``pocket_safety``, or a recipe.
         pretrained: The common ancestor, where a method or the recipe of `initial` needs it.
         aligned: Checkpoints trained elsewhere; then the study trains nothing.
     """
@@ -136,8 +136,8 @@ class ModelsSpec(_Spec):
 
     @property
     def pocket(self) -> bool:
-        """True for the embedded world."""
-        return self.initial == POCKET
+        """True for an embedded world."""
+        return self.initial in WORLDS
 
 
 class Prompts(RowsSource):

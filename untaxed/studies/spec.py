@@ -17,7 +17,7 @@ from ..strict_yaml import apply_sets, read_yaml
 from ..validation import validated
 from .arms import plan_arms
 from .places import located
-from .sources import POCKET, DataSpec, ModelsSpec
+from .sources import WORLDS, DataSpec, ModelsSpec
 
 Kept = Literal["last", "best_proxy", "all"]
 
@@ -166,8 +166,8 @@ def _check_items(measure: Any, models: ModelsSpec, where: str) -> None:
     meant = isinstance(measure, Mapping) and "items" in measure and set(measure) <= set(PocketMeasure.model_fields)
     if meant and not models.pocket:
         raise SpecError(
-            f"{where}models.initial: measure.items belongs to the embedded world (initial: {POCKET}), got"
-            f" {models.initial!r}; write {POCKET}, or give measure its reward and abilities"
+            f"{where}models.initial: measure.items belongs to the embedded world (initial: {WORLDS[0]}), got"
+            f" {models.initial!r}; write {WORLDS[0]}, or give measure its reward and abilities"
         )
 
 
