@@ -1,6 +1,6 @@
 """What OGPSA and NSPO cost beside a training step, and NSPO's look at general prompts beside a forward pass.
 
-    python benchmarks/projections.py [--threads 2] [--reps 9] [--only ogpsa|nspo|covariance]
+    python benchmarks/projections.py [--threads 2] [--reps 9] [--layers 30] [--only ogpsa|nspo|covariance]
 
 The model has the shape of SmolLM2-135M and random weights; float32 on the CPU. A training step is forward, backward and
 AdamW on 8 sequences of 256 tokens. What is compared is taken in turns within one process, and ratios pair by pair:
@@ -114,8 +114,8 @@ def covariance(reps: int) -> None:
     model.eval()
     layers = linear_layers(model)
     generator = torch.Generator().manual_seed(0)
-    texts = [torch.randint(0, 1000, (64,), generator=generator).tolist() for _ in range(32)]
-    batches = [torch.tensor(texts[at : at + 8]) for at in range(0, 32, 8)]
+    texts = [torch.randint(0, 1000, (64,), generator=generator).tolist() for _ in range(128)]
+    batches = [torch.tensor(texts[at : at + 8]) for at in range(0, 128, 8)]
 
     def plain() -> None:
         with torch.no_grad():
@@ -131,9 +131,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--reps", type=int, default=9)
+    parser.add_argument("--layers", type=int, default=30, help="fewer than the model has, for a busy machine")
     parser.add_argument("--only", choices=["ogpsa", "nspo", "covariance"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    SHAPE["num_hidden_layers"] = arguments.layers
     print("| what | time | ms | beside it, ms | ratio | quartiles |\n|---|---|--:|--:|--:|---|")
     for name, part in (("ogpsa", ogpsa), ("nspo", nspo), ("covariance", covariance)):
         if arguments.only in (None, name):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import DataError, RunFailed, Unsupported
-from ..measuring.batching import BATCH_TOKENS, DEVICE_BATCH_TOKENS, context_length
+from ..measuring.batching import DEVICE_BATCH_TOKENS, context_length
 from ..measuring.encoding import encode_prompts
 from ..measuring.isolation import undisturbed
 from ..measuring.sampling import sample
@@ -22,7 +22,8 @@ from ..weights import reshard
 from ._processes import shared_out, summed
 
 Accumulate = Literal["float32", "float64"]
-COLUMNS = 256  # of a block of the upper triangle, which is all that is summed
+TOKENS = {"cpu": 2048}  # of one forward pass: every pass reads and writes all sums once
+COLUMNS = 96  # of the blocks on the diagonal; the upper triangle is all that is summed
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def covariances(
         raise DataError("general prompts: there are none, so nothing would be protected; give at least one text")
     device = next(model.parameters()).device
     limit = context_length(model) if hasattr(model, "config") else None
-    batches = _batches(texts, BATCH_TOKENS.get(device.type, DEVICE_BATCH_TOKENS), limit)
+    batches = _batches(texts, TOKENS.get(device.type, DEVICE_BATCH_TOKENS), limit)
     gathered = _Gathered(torch.float64 if accumulate == "float64" else torch.float32)
     with undisturbed(model), _watched(layers, gathered), _without_logits(model):
         for (ids, mask), counts in shared_out(batches):
@@ -151,22 +152,31 @@ class _Gathered:
 
     def finished(self) -> dict[str, Tensor]:
         for name, half in self.sums.items():
-            whole = summed(half.triu())
-            self.sums[name] = whole + whole.triu(1).T
-            if not bool(torch.isfinite(whole).all()):
+            whole = summed(half.triu_())
+            if not bool(torch.isfinite(whole.sum())):
                 raise RunFailed(f"what the layer {name!r} is given is not finite on the general prompts")
+            whole.add_(whole.triu(1).T)
         return self.sums
 
 
 def add_products(sums: Tensor, rows: Tensor) -> None:
-    """Adds the upper triangle of rowsᵀ · rows, in blocks of columns: half the work of the whole product."""
-    for first in range(0, rows.shape[1], COLUMNS):
-        block = sums[first : first + COLUMNS, first:]
-        left, right = rows[:, first : first + COLUMNS].T, rows[:, first:]
-        if sums.dtype == rows.dtype:
-            block.addmm_(left, right)
-        else:
-            block.add_(left @ right)
+    """Adds rowsᵀ · rows, the upper triangle of it: by halves, which is half the work in few large products."""
+    width = rows.shape[1]
+    if width <= COLUMNS:
+        _add_product(sums, rows, rows)
+        return
+    half = width // 2
+    left, right = rows[:, :half], rows[:, half:]
+    _add_product(sums[:half, half:], left, right)
+    add_products(sums[:half, :half], left)
+    add_products(sums[half:, half:], right)
+
+
+def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    if sums.dtype == left.dtype:
+        sums.addmm_(left.T, right)
+    else:
+        sums.add_(left.T @ right)
 
 
 @contextmanager
