@@ -37,25 +37,19 @@ TERMS: list[Method] = [
 FREE: dict[str, Any] = {"max_steps": 2}
 
 
-def label(method: Method) -> str:
-    return f"{method.name}-{'-'.join(map(str, method.settings().values()))}"
-
-
-@pytest.mark.parametrize("name", ["dpo", "ipo", "kto", "rloo", "grpo"])
+@pytest.mark.parametrize("name", ["dpo", "kto", "rloo", "grpo"])
 @pytest.mark.filterwarnings("ignore:grpo with beta 0")
 def test_without_weight_nothing_changes_and_with_it_something_does(tiny_task: Task, tmp_path: Path, name: str) -> None:
     plain, _ = run(tiny_task, name, folder=tmp_path, arguments=FREE)
     off = [type(term)(**{term.field: TEXTS, "coefficient": 0.0}) for term in (TERMS[0], TERMS[2], TERMS[4])]
     silent, _ = run(tiny_task, name, *off, folder=tmp_path, arguments=FREE)
     assert same(plain, silent)
-    for methods in [TERMS] if name != "dpo" else [[term] for term in TERMS]:
-        end, _ = run(tiny_task, name, *methods, folder=tmp_path, arguments=FREE)
-        assert not same(plain, end)
-    again, _ = run(tiny_task, name, *methods, folder=tmp_path, arguments=FREE)
-    assert same(end, again)
+    ends = [run(tiny_task, name, *TERMS, folder=tmp_path, arguments=FREE)[0] for _ in range(2)]
+    assert not same(plain, ends[0])
+    assert same(*ends)
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto", "rloo", "grpo", "sft"])
+@pytest.mark.parametrize("name", ["kto", "rloo", "grpo", "sft"])
 @pytest.mark.filterwarnings("ignore:grpo with beta 0")
 def test_what_is_added_does_not_depend_on_micro_batches(tiny_task: Task, tmp_path: Path, name: str) -> None:
     """One step of plain gradient descent: what it moves more than without a term is that term's gradient."""
@@ -134,9 +128,7 @@ def test_lines_of_several_steps_have_their_mean(tiny_task: Task, tmp_path: Path)
     assert pairs == pytest.approx([(each[0] + each[1]) / 2, (each[2] + each[3]) / 2])
 
 
-@pytest.mark.parametrize(
-    ("name", "method"), [("dpo", TERMS[0]), ("dpo", TERMS[4]), ("rloo", TERMS[1]), ("grpo", TERMS[2])]
-)
+@pytest.mark.parametrize(("name", "method"), [("dpo", TERMS[0]), ("rloo", TERMS[1]), ("grpo", TERMS[2])])
 @pytest.mark.filterwarnings("ignore:grpo with beta 0")
 def test_resume_is_bit_identical(tiny_task: Task, tmp_path: Path, name: str, method: Method) -> None:
     """Killed in the middle of an order of texts, after a reset; grpo has no reference, and keeps initial's weights."""
@@ -227,14 +219,11 @@ def test_twice_is_once_with_both(tiny_task: Task, tmp_path: Path) -> None:
     assert same(final(once), final(twice))
 
 
-@pytest.mark.parametrize("method", [TERMS[2], TERMS[3], TERMS[4]], ids=label)
 @pytest.mark.parametrize("lora", [False, True])
-def test_initial_is_the_reference_or_the_weights_of_the_beginning(
-    tiny_task: Task, tmp_path: Path, method: Method, lora: bool
-) -> None:
+def test_initial_is_the_reference_or_the_weights_of_the_beginning(tiny_task: Task, tmp_path: Path, lora: bool) -> None:
     """A reference that moves is not initial; then the policy is lent its own first weights, an adapter its own."""
     asked, kept = (dpo(tiny_task, tmp_path, lora=lora) for _ in range(2))
-    first, second = attach(asked, method), attach(kept, method)
+    first, second = attach(asked, *TERMS[2:]), attach(kept, *TERMS[2:])
     if not lora:
         kept.ref_model.lm_head.weight.data[0] += 1e-6  # not the initial model any more
     ends = [final(asked), final(kept)]
@@ -276,14 +265,13 @@ def _kl_on_texts(task: Task, model: Any) -> float:
     return total
 
 
-@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL's own
 def test_dropout_and_recomputed_activations_leave_the_algorithm_its_random_numbers(
-    tiny_task: Task, tmp_path: Path, bf16: bool
+    tiny_task: Task, tmp_path: Path
 ) -> None:
     ends = []
     for methods in ([], [Replay(texts=TEXTS, coefficient=0.0), KLLoss(prompts=TEXTS, coefficient=0.0)]):
-        options = {"activation_checkpointing": True, "disable_dropout": False, "bf16": bf16}
+        options = {"activation_checkpointing": True, "disable_dropout": False, "bf16": True}
         trainer = dpo(tiny_task, tmp_path, **options)
         for layer in trainer.model.model.layers:
             layer.self_attn.attention_dropout = 0.2

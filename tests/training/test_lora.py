@@ -27,8 +27,7 @@ SMALL = LoRA(rank=2, alpha=8.0, learning_rate=3e-3)
 NARROW = LoRA(rank=1, alpha=8.0, targets=("q_proj", "down_proj"), learning_rate=3e-3)
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto", "rloo", "grpo"])
-@pytest.mark.filterwarnings("ignore:grpo with beta 0")
+@pytest.mark.parametrize("name", ["dpo", "rloo"])
 def test_only_the_adapter_moves_and_what_is_shown_is_merged(tiny_task: Task, tmp_path: Path, name: str) -> None:
     trainer = make_trainer(name, {"max_steps": 2}, task=tiny_task, seed=0, output_dir=tmp_path, methods=[SMALL])
     attach(trainer, SMALL)
@@ -57,12 +56,10 @@ def test_a_model_without_an_adapter_is_shown_as_it_is(tiny_task: Task) -> None:
     assert Merged(lambda: pytest.fail("nothing is to be loaded"))(model) is model
 
 
-@pytest.mark.parametrize(
-    "also", [[], [ElasticReset(decay=0.6, reset_every=2), L2(strength=10.0)]], ids=["alone", "more"]
-)
-def test_two_seeded_runs_agree_and_a_resume_is_bit_identical(tiny_task: Task, tmp_path: Path, also: list[Any]) -> None:
+def test_two_seeded_runs_agree_and_a_resume_is_bit_identical(tiny_task: Task, tmp_path: Path) -> None:
+    also = [ElasticReset(decay=0.6, reset_every=2), L2(strength=10.0)]
     options: dict[str, Any] = {"resume_dir": tmp_path / "resume", "checkpoint_every": 2}
-    adapter, prompts = (NARROW if also else SMALL), KLLoss(prompts=tiny_task.prompts)
+    adapter, prompts = NARROW, KLLoss(prompts=tiny_task.prompts)
     straight, _ = run(tiny_task, "dpo", adapter, prompts, *also, folder=tmp_path)
     other, _ = run(tiny_task, "dpo", adapter, prompts, *also, folder=tmp_path, seed=1)
     assert not same(straight, other)
