@@ -35,6 +35,12 @@ def test_quantile_agrees_with_scipy():
             assert t_quantile(probability, freedom) == pytest.approx(expected, rel=1e-10, abs=1e-12)
 
 
+@settings(deadline=None)
+@given(st.floats(-1e9, 1e9), st.integers(1, 500))
+def test_cdf_is_a_probability_far_out_too(t, freedom):
+    assert 0 <= t_cdf(t, freedom) <= 1
+
+
 def test_cdf_agrees_with_scipy():
     for freedom in (1, 2, 3, 4, 7, 30, 101):
         for t in (-40.0, -2.5, 0.0, 0.3, 6.0):

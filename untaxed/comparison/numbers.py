@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 
 from ..frontier import retention
 from ..frontier.points import CLEAR
+from ..measuring.multiple import LEVEL, benjamini_hochberg
+from ..measuring.paired import paired_difference
 from ..measuring.statistics import Array, Interval, draws, item_weights, undefined
 from ..measuring.suite import Measure, Suite
 from .scores import Splits
 
 HALF = NormalDist().inv_cdf(0.975)
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,14 @@ def _ability(one: Measure, ours: Array | None, theirs: Array | None, why: str | 
     assert ours is not None
     assert theirs is not None
     both, items = _draws(one, ours, theirs), len(ours)
-    loss = both[:, 1] - both[:, 0]
+    lost = paired_difference(one.statistic, [ours], [theirs], over="items", key=one.key)
     counted = {"lost": int((theirs[:, 0] > ours[:, 0]).sum()), "won": int((ours[:, 0] > theirs[:, 0]).sum())}
     return {
         "value": _interval(both[:, 0], items).json(),
         "initial": _interval(both[:, 1], items).json(),
-        "loss": _interval(loss, items).json(),
+        "loss": replace(lost.interval, n=items, why=None if lost.p is not None else lost.interval.why).json(),
         "kept": (_interval(_kept(one, both), items) if why is None else undefined(why, items)).json(),
-        "p": _p(loss),
+        "p": lost.p,
         "q": None,
         "items": items,
         **(counted if one.statistic == "mean" else {}),
@@ -146,11 +147,9 @@ def _ability(one: Measure, ours: Array | None, theirs: Array | None, why: str | 
 
 def _adjust(abilities: Sequence[dict[str, Any]]) -> None:
     """Writes Benjamini and Hochberg's adjusted p into the abilities that have one."""
-    known = sorted((one for one in abilities if one.get("p") is not None), key=lambda one: -one["p"])
-    least = 1.0
-    for rank, one in enumerate(known):
-        least = min(least, one["p"] * len(known) / (len(known) - rank))
-        one["q"] = least
+    known = [one for one in abilities if one.get("p") is not None]
+    for one, adjusted in zip(known, benjamini_hochberg([one["p"] for one in known])):
+        one["q"] = adjusted
 
 
 def _tax(suite: Suite, names: Sequence[str], initial: Scored, model: Scored, splits: Sequence[str]) -> Interval:

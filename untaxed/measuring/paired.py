@@ -27,6 +27,7 @@ from .statistics import (
     undefined,
 )
 
+MOST_FREEDOM = 2000  # beyond, t's quantiles are the normal ones to a thousandth, and its series grows long
 UNSEEN = 2  # items right for one model only, one each way, that are counted beside those seen
 Over = Literal["items", "seeds", "both"]
 OVER: tuple[Over, ...] = ("items", "seeds", "both")
@@ -147,6 +148,7 @@ def _over_items(difference: Array, items: int, seeds: int, unseen: float) -> tup
         return undefined(NOT_FINITE, seeds), None
     mean = float(difference[0])
     error = math.sqrt(float(difference[1:].var(ddof=1)) * items / (items - 1) + unseen)
-    half = t_quantile(0.975, items - 1) * error
-    p = 2 * t_cdf(-abs(mean) / error, items - 1) if error else float(mean == 0)
+    freedom = min(items - 1, MOST_FREEDOM)
+    half = t_quantile(0.975, freedom) * error
+    p = 2 * t_cdf(-abs(mean) / error, freedom) if error else float(mean == 0)
     return Interval(mean, mean - half, mean + half, seeds, "items only"), p

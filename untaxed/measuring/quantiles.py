@@ -22,7 +22,7 @@ def t_cdf(t: float, freedom: int) -> float:
         total += term
         term *= cosine * cosine * (j - 1) / j
     inside = (theta + sine * total) * 2 / math.pi if odd else sine * total
-    return 0.5 + inside / 2
+    return min(1.0, max(0.0, 0.5 + inside / 2))  # far out the sum is a last bit off
 
 
 @lru_cache(maxsize=1024)
