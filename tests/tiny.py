@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from untaxed.checkpoints import save_model
 from untaxed.measuring.suite import Suite
@@ -15,30 +16,56 @@ WORDS = [f"w{number}" for number in range(28)]
 def build_model_dir(path: Path, *, dtype: str = "float32", tied: bool = False, seed: int = 0) -> Path:
     """Saves the model and its tokenizer; the weights depend on the seed alone."""
     import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = _config(tie_word_embeddings=tied)
+    save_model(LlamaForCausalLM(config).to(getattr(torch, dtype)), word_tokenizer(), path)
+    return path
+
+
+def build_classifier_dir(path: Path, *, labels: tuple[str, ...] = ("reward",), seed: int = 0, **changes: Any) -> Path:
+    """Saves a random sequence classifier of decided opinions and its tokenizer; `changes` are of its config."""
+    import torch
+    from transformers import LlamaForSequenceClassification
+
+    torch.manual_seed(seed)
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: at for at, name in enumerate(labels)}}
+    config = _config(initializer_range=0.3, **names, **changes)
+    save_model(LlamaForSequenceClassification(config), word_tokenizer(), path)
+    return path
+
+
+def word_tokenizer() -> Any:
+    """A tokenizer of whole words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     vocabulary = {word: number for number, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+
+
+def _config(**changes: Any) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        **{
+            "vocab_size": 4 + len(WORDS),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 64,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            **changes,
+        }
     )
-    torch.manual_seed(seed)
-    save_model(LlamaForCausalLM(config).to(getattr(torch, dtype)), tokenizer, path)
-    return path
 
 
 def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:

@@ -2,6 +2,7 @@
 
     UntaxedError                 the work failed                        exit code 1
     ├── RunFailed                one run of a study stopped (NaN loss, a reward that broke)
+    ├── Undefined                a measure has no number here (a judge that does not answer)
     └── UsageError               the call or a file given is wrong      exit code 2
         ├── SpecError            a key or value of a spec, a suite or the command line
         ├── CheckpointError      a model directory that cannot be used
@@ -30,6 +31,10 @@ class UntaxedError(Exception):
 
 class RunFailed(UntaxedError):
     """One run of a study stopped; the others go on."""
+
+
+class Undefined(UntaxedError):
+    """A measure has no number here; the others do."""
 
 
 class UsageError(UntaxedError, ValueError):

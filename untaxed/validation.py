@@ -63,9 +63,9 @@ def _walk(model: type[BaseModel], value: Any, error: Any) -> tuple[list[str], li
 
     What pydantic puts between the keys to tell the members of a union apart is no key of the value, and left out.
     """
-    models, keys, known = [model], [], list(model.model_fields)
+    models, keys, known = [model], [], _names([model])
     for part in error["loc"]:
-        around = sorted({name for one in models for name in one.model_fields})
+        around = _names(models)
         if part in around:
             fields = [one.model_fields[part] for one in models if part in one.model_fields]
             models = [inner for field in fields for inner in _models(field.annotation)]
@@ -79,7 +79,12 @@ def _walk(model: type[BaseModel], value: Any, error: Any) -> tuple[list[str], li
             continue
         keys.append(str(part))
         known = around
-    return keys, sorted({name for one in models for name in one.model_fields}), known
+    return keys, _names(models), known
+
+
+def _names(models: list[type[BaseModel]]) -> list[str]:
+    """The keys of models as they are written."""
+    return sorted({field.alias or name for one in models for name, field in one.model_fields.items()})
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -180,8 +180,8 @@ def test_missing_model_names_the_remedy(monkeypatch, tmp_path):
 
 
 def test_the_proxy_reward_loads_without_a_bar(capfd: pytest.CaptureFixture[str]) -> None:
-    from untaxed.pocket import rewards
+    from untaxed.measuring import reward_models
 
-    rewards._load.cache_clear()
+    reward_models._loaded.cache_clear()
     pocket.task().reward(["the film was"], [" good"])  # type: ignore[misc]
     assert capfd.readouterr().err == ""

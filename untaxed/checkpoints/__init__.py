@@ -5,9 +5,11 @@ from ._carry import carry_files as carry_files
 from ._check import check_model_dir as check_model_dir
 from ._check import fingerprint as fingerprint
 from ._finite import check_finite as check_finite
+from ._hub import fetch as fetch
 from ._layout import layout as layout
 from ._lazy import LazyWeights as LazyWeights
 from ._lazy import is_adapter as is_adapter
+from ._load import load_classifier as load_classifier
 from ._load import load_model as load_model
 from ._load import load_tokenizer as load_tokenizer
 from ._load import load_weights as load_weights

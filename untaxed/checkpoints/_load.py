@@ -32,13 +32,26 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrain
     Raises:
         CheckpointError: The directory cannot be used, or its weights and its configuration do not fit.
     """
+    return _loaded("AutoModelForCausalLM", Path(path), dtype)
+
+
+def load_classifier(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Loads a sequence classifier, such as a reward model, from a directory, in evaluation mode.
+
+    Raises:
+        CheckpointError: The directory cannot be used, holds another kind of model, or weights that do not fit.
+    """
+    return _loaded("AutoModelForSequenceClassification", Path(path), dtype)
+
+
+def _loaded(kind: str, path: Path, dtype: torch.dtype) -> PreTrainedModel:
     transformers = require("transformers", extra="train")
-    path = Path(path).absolute()
+    path = path.absolute()
     shapes = check_model_dir(path, tokenizer=False)
     check_finite(path)
     with _quiet(transformers):
         try:
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            model, report = getattr(transformers, kind).from_pretrained(
                 path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
         except (MemoryError, torch.OutOfMemoryError):
@@ -51,7 +64,8 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrain
             f"the weights of {path} do not fit its config.json: {len(missing)} missing, {len(mismatched)} of another "
             f"shape (first: {[*missing, *mismatched][0]}); {len(shapes)} are there"
         )
-    return model
+    found: PreTrainedModel = model.eval()
+    return found
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

@@ -12,10 +12,10 @@ import torch
 
 from .. import measuring
 from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer
-from ..errors import SpecError
+from ..errors import SpecError, Undefined
 from ..measuring import Subject
 from ..measuring.suite import SPLITS, Measure, Split
-from ..studies.cache import default_cache
+from ..studies.cache import default_cache, told
 from ..studies.recipes import named_model
 from ..studies.record import host, versions
 from ..studies.store import VERSION, write_json
@@ -76,6 +76,8 @@ def measure(
     say("checking models")
     start, others = _opened(initial, "initial"), [_opened(path, None) for path in models]
     _name(others)
+    for line in loaded.forecasts(len(others)):
+        say(line)
     directory = default_cache() / "measured" if out is None else Path(out).absolute()
     # of one model nothing is chosen, so all items count
     splits: tuple[Split, ...] = SPLITS if len(others) == 1 else ("test",)
@@ -121,18 +123,23 @@ def _scored(model: _Model, start: _Model, loaded: Loaded, directory: Path, say: 
     why: dict[str, str] = {}
     alike = _same_tokens(model.tokenizer, start.tokenizer)
     for one in loaded.suite.measures:
-        if one.compares and model is start:
-            continue  # 0 of itself
-        if one.compares and not alike:
+        if one.against is not None and model is start:
+            continue  # it would be compared with itself
+        if one.against == "tokens" and not alike:
             why[one.key] = "its tokenizer is not initial's, so that tokens cannot be compared"
             continue
 
         def compute(one: Measure = one) -> Splits:
             say(f"{model.name}: {one.name}")
-            subject = _subject(model, start if alike else model, loaded)
+            subject = _subject(model, start, loaded)
             return {split: measuring.measure(subject, split, [one.key]).scores[one.key] for split in SPLITS}
 
-        scores[one.key] = kept.scores(one, compute)
+        try:
+            with told(say):
+                scores[one.key] = kept.scores(one, compute)
+        except Undefined as reason:  # the others have a number all the same
+            why[one.key] = str(reason)
+            say(f"{model.name}: {one.name}: {reason}")
     return Scored(scores, why)
 
 
@@ -146,7 +153,7 @@ def _subject(model: _Model, start: _Model, loaded: Loaded) -> Subject:
         weights.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         initial = None if model is start else _subject(start, start, loaded)
         # one tokenizer object for all that share it: encoded items are remembered with it
-        tokenizer = model.tokenizer if initial is None else start.tokenizer
+        tokenizer = start.tokenizer if _same_tokens(model.tokenizer, start.tokenizer) else model.tokenizer
         model.subject = Subject(weights, tokenizer, loaded.suite, initial=initial)
     return model.subject
 
@@ -165,8 +172,7 @@ def _items(
     kept = Kept(directory, model=model.digest, initial=start.digest, contents=loaded.contents)
 
     def subjects() -> tuple[Subject, Subject]:
-        alike = _same_tokens(model.tokenizer, start.tokenizer)
-        return _subject(start, start, loaded), _subject(model, start if alike else model, loaded)
+        return _subject(start, start, loaded), _subject(model, start, loaded)
 
     found = {}
     for one in loaded.suite.group("abilities"):

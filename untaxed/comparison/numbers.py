@@ -110,8 +110,9 @@ def _p(quantity: Array) -> float | None:
 def _other(one: Measure, ours: Array | None, theirs: Array | None) -> dict[str, Any]:
     assert ours is not None
     items = len(ours)
-    if theirs is None:  # a distance from initial: that of initial itself is 0
-        return {"value": _interval(_draws(one, ours)[:, 0], items).json()}
+    if theirs is None:  # a comparison with initial, which has nothing to be compared with itself
+        counted = {} if one.outcomes is None else {**one.outcomes(ours), "items": items}
+        return {"value": _interval(_draws(one, ours)[:, 0], items).json(), **counted}
     both = _draws(one, ours, theirs)
     change = both[:, 0] - both[:, 1]
     return {

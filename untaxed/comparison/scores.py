@@ -47,6 +47,6 @@ class Kept:
         return found
 
     def _about(self, one: Measure, *, both: bool = False) -> dict[str, Any]:
-        both = both or one.compares
+        both = both or one.against is not None
         depends = {"model": self._model, "measure": one.key, "content": self._contents[one.key]}
         return {**depends, "initial": self._initial} if both else depends

@@ -16,6 +16,9 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from ..checkpoints import fingerprint
+from ..measuring.contest_spec import PairsSpec
+from ..measuring.endpoint_judge import EndpointJudge
+from ..measuring.preferences import pair_names
 from ..measuring.suite import SPLITS, Measure, Suite
 from ..measuring.suite_spec import (
     DRIFT,
@@ -23,13 +26,15 @@ from ..measuring.suite_spec import (
     PerplexitySpec,
     RewardSpec,
     SuiteSpec,
+    build_judges,
     build_rewards,
     build_suite,
     reward_files,
 )
+from ..measuring.win_rates import AT_EQUAL_LENGTH
 from ..strict_yaml import apply_sets, read_yaml
 from ..studies.bench import local_files
-from ..studies.cache import content_key, file_digest
+from ..studies.cache import content_key, default_cache, digest, file_digest
 from ..studies.pairs import prompts_by_split
 from ..studies.places import located
 from ..studies.sources import WORLDS, Prompts
@@ -58,13 +63,17 @@ class SuiteFile(SuiteSpec):
 
     @model_validator(mode="after")
     def _measures_something(self) -> SuiteFile:
-        if self.reward is None and not self.abilities.select and not self.drift:
-            raise ValueError("nothing is measured; give `abilities`, `reward` or `drift`")
+        measured = (self.reward, self.win_rates, self.preferences, self.abilities.select, self.drift)
+        if not any(measured):
+            raise ValueError("nothing is measured; give `abilities`, `reward`, `win_rates`, `preferences` or `drift`")
         sampled = [one for one in self.drift if isinstance(one, str)]
-        if self.prompts is None and (self.reward is not None or sampled):
-            what = "the reward" if self.reward is not None else sampled[0]
+        if self.prompts is None and (self.reward is not None or self.win_rates or sampled):
+            what = "the reward" if self.reward is not None else [*self.win_rates, *sampled][0]
             raise ValueError(f"`prompts` is required: {what} is measured on what models write after them")
         return self
+
+
+PATHS = ("path", "reward_model", "causal_lm")
 
 
 @dataclass(frozen=True)
@@ -75,11 +84,19 @@ class Loaded:
         suite: The measures.
         contents: By a measure's key, a hash of everything but the models that its scores depend on.
         described: The suite as plain values, for files.
+        paid: The judges whose answers may cost something.
     """
 
     suite: Suite
     contents: Mapping[str, str]
     described: Any
+    paid: tuple[EndpointJudge, ...] = ()
+
+    def forecasts(self, models: int) -> list[str]:
+        """What may be asked of endpoints at most, a line each."""
+        prompts = [prompt for split in self.suite.prompts.values() for prompt in split]
+        new = self.suite.sampling.max_new_tokens
+        return [judge.forecast(prompts, new_tokens=new, models=models) for judge in self.paid]
 
 
 def load_suite(path: str | Path, sets: Iterable[str] = ()) -> Loaded:
@@ -99,10 +116,12 @@ def load_suite(path: str | Path, sets: Iterable[str] = ()) -> Loaded:
 def _built(spec: SuiteFile, directory: Path) -> Loaded:
     prompts = prompts_by_split(spec.prompts) if spec.prompts else {}
     rewards = build_rewards(spec, directory=directory) if spec.reward else {}
+    judges = build_judges(spec, directory=directory, cache=default_cache() / "judged")
     by_split = {split: prompts[split] for split in SPLITS if split in prompts}
-    suite = build_suite(spec, prompts=by_split, rewards=rewards, directory=directory)
+    suite = build_suite(spec, prompts=by_split, rewards=rewards, judges=judges, directory=directory)
     described = spec.model_dump(mode="json", exclude_none=True)
-    return Loaded(suite, _contents(spec, suite, directory), described)
+    paid = tuple(judge for judge in judges.values() if isinstance(judge, EndpointJudge))
+    return Loaded(suite, _contents(spec, suite, directory), described, paid)
 
 
 def _embedded(name: str) -> Loaded:
@@ -117,28 +136,41 @@ def _contents(spec: SuiteFile, suite: Suite, directory: Path) -> dict[str, str]:
     """Each measure's own part of the spec with its files, and for what is sampled prompts and sampling, too."""
     drawn = suite.sampling
     sampling = [drawn.max_new_tokens, drawn.temperature, drawn.seed, suite.prompts]
-    rewards = reward_files(spec, directory) if spec.reward else {}
+    read_from = {name: digest(path) for name, path in reward_files(spec, directory).items()}
     return {
         one.key: content_key(
             one.key,
             [
                 _part(spec, one),
-                sampling if _is_sampled(one) else None,
-                file_digest(rewards[one.name]) if one.group == "reward" and one.name in rewards else None,
+                sampling if _is_sampled(spec, one) else None,
+                read_from.get(_base(one.name)) if one.group == "reward" else None,
             ],
         )
         for one in suite.measures
     }
 
 
-def _is_sampled(one: Measure) -> bool:
-    return one.group == "reward" or (one.group == "drift" and one.name in DRIFT)
+def _is_sampled(spec: SuiteFile, one: Measure) -> bool:
+    if one.group == "reward":
+        return _pairs(spec, one) is None
+    return one.group == "drift" and one.name in DRIFT
+
+
+def _base(name: str) -> str:
+    """The reward or win rate that a measure is of."""
+    return name.removesuffix(AT_EQUAL_LENGTH)
+
+
+def _pairs(spec: SuiteFile, one: Measure) -> PairsSpec | None:
+    """The preference pairs that a measure is of."""
+    return next((pairs for name, pairs in spec.preferences.items() if one.name in pair_names(name)), None)
 
 
 def _part(spec: SuiteFile, one: Measure) -> Any:
     """A measure's entry as plain values, and the contents of the files that it names."""
     if one.group == "reward":
-        entry: Any = getattr(spec.reward, one.name)
+        rewards: Any = spec.reward.entries() if spec.reward else {}
+        entry: Any = _pairs(spec, one) or {**rewards, **spec.win_rates}[_base(one.name)]
     elif one.group == "abilities":
         entry = next(each for each in (*spec.abilities.select, *spec.abilities.report) if each.name == one.name)
     else:
@@ -153,4 +185,4 @@ def _without_paths(plain: Any) -> Any:
     """What lies elsewhere with the same content is the same."""
     if not isinstance(plain, dict):
         return plain
-    return {key: _without_paths(value) for key, value in plain.items() if key != "path"}
+    return {key: _without_paths(value) for key, value in plain.items() if key not in PATHS}

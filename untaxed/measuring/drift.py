@@ -31,7 +31,7 @@ def forward_kl(name: str = "forward_kl") -> Measure:
     def score(subject: Subject, split: Split) -> Scores:
         return _token_sums(subject.initial, split, lambda batch, initial: _kl(initial, subject.logits(batch)))
 
-    return Measure("drift", name, "token_mean", score, unit="nats a token", compares=True)
+    return Measure("drift", name, "token_mean", score, unit="nats a token", against="tokens")
 
 
 def reverse_kl(name: str = "reverse_kl") -> Measure:
@@ -43,7 +43,7 @@ def reverse_kl(name: str = "reverse_kl") -> Measure:
     def score(subject: Subject, split: Split) -> Scores:
         return _token_sums(subject, split, lambda batch, policy: _kl(policy, subject.initial.logits(batch)))
 
-    return Measure("drift", name, "token_mean", score, unit="nats a token", compares=True)
+    return Measure("drift", name, "token_mean", score, unit="nats a token", against="tokens")
 
 
 def entropy(name: str = "entropy") -> Measure:

@@ -73,7 +73,7 @@ def _finite(one: Measure, scores: Scores) -> Scores:
 
 
 def _texts(subject: Subject, split: Split, scores: dict[str, Scores]) -> list[dict[str, str | float | None]]:
-    if not any(key.startswith("reward.") for key in scores):
+    if not any(f"reward.{name}" in scores for name in ("proxy", "gold")):
         return []
     drawn = subject.completions(split)
     pairs = enumerate(zip(drawn.prompts, drawn.texts, strict=True))

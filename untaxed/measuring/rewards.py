@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -15,23 +16,53 @@ from .suite import Measure, Reward, Scores, Split
 REMEDY = "; return one finite number for every completion"
 
 
+class Rated:
+    """The rewards of models' own samples after the suite's prompts, asked for once a model and split.
+
+    Args:
+        name: In results and errors.
+        fn: Maps prompts and completions, as texts, to one number each.
+    """
+
+    def __init__(self, name: str, fn: Reward) -> None:
+        self.name, self.fn = name, fn
+        self._known: WeakKeyDictionary[Subject, dict[Split, np.ndarray]] = WeakKeyDictionary()
+
+    def __call__(self, subject: Subject, split: Split) -> np.ndarray:
+        """``(items,)`` rewards."""
+        known = self._known.setdefault(subject, {})
+        if split not in known:
+            drawn = subject.completions(split)
+            known[split] = self.of(drawn.prompts, drawn.texts)
+        return known[split]
+
+    def of(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+        """``(items,)`` rewards of texts."""
+        return rewards_of(self.name, self.fn, prompts, completions)
+
+
 def reward(name: str, fn: Reward) -> Measure:
     """Mean reward of the model's own samples after the suite's prompts.
 
     Args:
-        name: ``proxy`` for what alignment maximises, ``gold`` where the truth is known.
+        name: ``proxy`` for what alignment maximises, ``gold`` where the truth is known, or any other.
         fn: Maps prompts and completions, as texts, to one number each.
     Raises:
         DataError: When measured: `fn` returned the wrong count, or a value that is not a finite number.
     """
+    return mean_reward(Rated(name, fn))
+
+
+def mean_reward(rated: Rated) -> Measure:
+    """As `reward`, of rewards that other measures share."""
 
     def each(drawn: Completions) -> Scores:
-        return rewards_of(name, fn, drawn.prompts, drawn.texts)
+        return rated.of(drawn.prompts, drawn.texts)
 
     def score(subject: Subject, split: Split) -> Scores:
-        return each(subject.completions(split))[:, None]
+        return rated(subject, split)[:, None]
 
-    return Measure("reward", name, "mean", score, unit="reward", each=each)
+    return Measure("reward", rated.name, "mean", score, unit="reward", each=each)
 
 
 def rewards_of(name: str, fn: Reward, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:

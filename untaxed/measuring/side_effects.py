@@ -115,7 +115,7 @@ def top_choice() -> Measure:
             np.add.at(sums[:, 1], owners, 1.0)
         return sums
 
-    return Measure("drift", "top_choice", "token_mean", score, unit="share of tokens", compares=True)
+    return Measure("drift", "top_choice", "token_mean", score, unit="share of tokens", against="tokens")
 
 
 SIDE_EFFECTS: dict[str, Callable[[], Measure]] = {

@@ -44,10 +44,20 @@ def _perplexity(average: Array) -> Array:
         return np.exp(_token_mean(average))
 
 
+def _at_equal_length(average: Array) -> Array:
+    """Intercept of a least-squares line; where nothing differs in length, the mean."""
+    weight, x, y, xy, xx = np.moveaxis(average, -1, 0)
+    spread = weight * xx - x * x
+    line = spread > 1e-9 * weight * xx
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(line, (y * xx - x * xy) / spread, np.where(xx == 0, y / weight, np.nan))
+
+
 # name -> function from sufficient statistics averaged over items, (..., k), to the number, (...)
 STATISTICS: dict[str, Callable[[Array], Array]] = {
     "mean": _mean,  # k = 1: the score
     "token_mean": _token_mean,  # k = 2: sum over tokens, number of tokens
+    "at_equal_length": _at_equal_length,  # k = 5: 1, x, y, x y, x x of a length difference x; zeros where undefined
     "perplexity": _perplexity,  # k = 2: negative log-likelihood in nats, number of tokens
 }
 

@@ -17,6 +17,7 @@ Split = Literal["validation", "test"]
 Group = Literal["reward", "abilities", "drift"]
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]  # (prompts, completions) -> one number each
 Scores = NDArray[np.float64]  # (items, k): k sufficient statistics an item
+Against = Literal["tokens", "texts"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
@@ -40,10 +41,13 @@ class Measure:
         score: Maps a subject and a split to the (items, k) array.
         chance: What guessing gets; abilities only.
         unit: What the number counts, for readers ("share right", "nats a token").
-        compares: Whether it also looks at the initial model, token by token.
         show: Maps a subject, a split and places of items to these items with the model's answers; None: items of this
             measure have none.
         each: One number a response, ``(items,)``, where the measure is the mean over responses; None for all others.
+        against: What of the initial model it looks at as well: probabilities of ``tokens``, which needs the same
+            tokenizer, or ``texts``; None: nothing.
+        outcomes: Counts items by what became of them (won, lost, tied, unanswered, …), from their scores; None: a
+            measure whose items are neither.
     """
 
     group: Group
@@ -52,9 +56,10 @@ class Measure:
     score: Callable[[Subject, Split], Scores]
     chance: float = 0.0
     unit: str = "share right"
-    compares: bool = False
     show: Callable[[Subject, Split, Sequence[int]], list[Shown]] | None = None
     each: Callable[[Completions], Scores] | None = None
+    against: Against | None = None
+    outcomes: Callable[[Scores], dict[str, int]] | None = None
 
     @property
     def key(self) -> str:

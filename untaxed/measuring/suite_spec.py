@@ -17,19 +17,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..errors import DataError
 from ..rows import Row, RowsSource, subset
 from .abilities import Choice, Item, exact_match, multiple_choice
+from .contest_spec import PairsSpec, WinRate, build_judge, judge_path, pair_measures, reward_measures
 from .drift import entropy, forward_kl, length, perplexity, reverse_kl
-from .reward_sources import TextClassifier, Vader, imported, source_file
-from .rewards import reward
+from .reward_spec import Name, RewardSpec, build_reward, single_is_proxy, source_path, without_defaults
 from .side_effects import SIDE_EFFECTS
 from .suite import Measure, Reward, Sampling, Split, Suite
-from .suite_items import AbilitySpec, field_of, items_of, located, rows_by_split
+from .suite_items import AbilitySpec, field_of, items_of, rows_by_split
+from .win_rates import Judge
 
 DRIFT: Mapping[str, Callable[[], Measure]] = {
     "forward_kl": forward_kl,
@@ -46,49 +47,6 @@ Distance = Literal[
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ClassifierSpec(_Spec):
-    """A reward fitted on labelled texts: see `untaxed.measuring.reward_sources.TextClassifier`.
-
-    Attributes:
-        rows: Labelled rows.
-        text: Their field with the text.
-        label: Their field with the label.
-        positive: The label that is rewarded.
-    """
-
-    rows: RowsSource
-    text: str = "text"
-    label: str = "label"
-    positive: int | str = 1
-
-
-class ClassifierReward(_Spec):
-    """``{text_classifier: …}``."""
-
-    text_classifier: ClassifierSpec
-
-
-class RewardSpec(_Spec):
-    """The rewards: ``module:function``, ``vader`` or ``{text_classifier: …}`` each.
-
-    A module is looked for beside the spec, then in the working directory, then among the installed ones.
-
-    Attributes:
-        proxy: What alignment maximises.
-        gold: What it should have maximised, where that is known.
-    """
-
-    proxy: str | ClassifierReward
-    gold: str | ClassifierReward | None = None
-
-    @field_validator("proxy", "gold")
-    @classmethod
-    def _named(cls, value: Any) -> Any:
-        if isinstance(value, str) and value != "vader" and not all(value.partition(":")):
-            raise ValueError(f"expected `vader`, `module:function` or `text_classifier: …`, got {value!r}")
-        return value
 
 
 class AbilitiesSpec(_Spec):
@@ -130,6 +88,9 @@ class SuiteSpec(_Spec):
 
     Attributes:
         reward: The rewards; a single one is the proxy.
+        win_rates: How often answers are preferred to the initial model's, by who says so.
+        preferences: Held-out pairs, for the implicit reward of DPO and its accuracy.
+        length_controlled: Whether every reward and win rate is also shown at equal length.
         abilities: The tasks.
         drift: Distances from `initial`.
         every: Steps between two measurements.
@@ -141,6 +102,9 @@ class SuiteSpec(_Spec):
     """
 
     reward: RewardSpec
+    win_rates: dict[Name, WinRate] = Field(default_factory=dict)
+    preferences: dict[Name, PairsSpec] = Field(default_factory=dict)
+    length_controlled: bool = False
     abilities: AbilitiesSpec
     drift: list[Distance | PerplexitySpec] = ["forward_kl"]
     every: int = Field(default=20, ge=1)
@@ -150,17 +114,15 @@ class SuiteSpec(_Spec):
     batch_size: int = Field(default=64, ge=1)
     seed: int = Field(default=0, ge=0)
 
-    @field_validator("reward", mode="before")
-    @classmethod
-    def _single_is_proxy(cls, value: Any) -> Any:
-        single = isinstance(value, str) or (isinstance(value, Mapping) and "text_classifier" in value)
-        return {"proxy": value} if single else value
+    _plain = without_defaults("win_rates", "preferences", "length_controlled")
+    _single = field_validator("reward", mode="before")(single_is_proxy)
 
     @model_validator(mode="after")
     def _names_differ(self) -> SuiteSpec:
         abilities = Counter(one.name for one in (*self.abilities.select, *self.abilities.report))
         drift = Counter(one if isinstance(one, str) else one.perplexity.name for one in self.drift)
-        for group, names in (("abilities", abilities), ("drift", drift)):
+        rewards = Counter([*(self.reward.entries() if self.reward else ()), *self.win_rates, *self.preferences])
+        for group, names in (("reward", rewards), ("abilities", abilities), ("drift", drift)):
             for name, count in names.items():
                 if count > 1:
                     raise ValueError(f"{group}: the name {name!r} stands {count} times; give each its own")
@@ -168,34 +130,39 @@ class SuiteSpec(_Spec):
 
 
 def build_rewards(spec: SuiteSpec, *, directory: Path) -> dict[str, Reward]:
-    """The rewards by name, ``proxy`` and, where the spec has one, ``gold``.
+    """The rewards by name: ``proxy``, ``gold`` where the spec has one, and the others.
 
     Args:
         spec: The suite's spec.
         directory: Where the spec stands: modules and files there are found.
     """
-    entries = {"proxy": spec.reward.proxy, "gold": spec.reward.gold}
-    return {name: _reward(entry, directory) for name, entry in entries.items() if entry is not None}
+    return {name: build_reward(entry, directory) for name, entry in spec.reward.entries().items()}
+
+
+def build_judges(spec: SuiteSpec, *, directory: Path, cache: Path) -> dict[str, Judge]:
+    """What decides the win rates, by name; answers of endpoints are kept in `cache`."""
+    entries = spec.win_rates.items()
+    return {name: build_judge(name, entry, directory=directory, cache=cache) for name, entry in entries}
 
 
 def reward_files(spec: SuiteSpec, directory: Path) -> dict[str, Path]:
-    """The files of the rewards that are functions, by the rewards' names, so that one changed in place is noticed."""
-    entries = {"proxy": spec.reward.proxy, "gold": spec.reward.gold}
-    functions = {name: entry for name, entry in entries.items() if isinstance(entry, str) and entry != "vader"}
-    files = {name: source_file(entry, directory) for name, entry in functions.items()}
+    """What rewards and judges are read from, by their names, so that one changed in place is noticed.
+
+    The file of a function, the folder of a model.
+    """
+    rewards = {} if spec.reward is None else spec.reward.entries()
+    files = {name: source_path(entry, directory) for name, entry in rewards.items()}
+    files |= {name: judge_path(entry, directory) for name, entry in spec.win_rates.items()}
     return {name: file for name, file in files.items() if file is not None}
 
 
-def _reward(entry: str | ClassifierReward, directory: Path) -> Reward:
-    if isinstance(entry, ClassifierReward):
-        settings = entry.text_classifier
-        rows = located(settings.rows, directory)
-        return TextClassifier(rows, text=settings.text, label=settings.label, positive=settings.positive)
-    return Vader() if entry == "vader" else imported(entry, directory)
-
-
 def build_suite(
-    spec: SuiteSpec, *, prompts: Mapping[Split, Sequence[str]], rewards: Mapping[str, Reward], directory: Path
+    spec: SuiteSpec,
+    *,
+    prompts: Mapping[Split, Sequence[str]],
+    rewards: Mapping[str, Reward],
+    judges: Mapping[str, Judge] | None = None,
+    directory: Path,
 ) -> Suite:
     """Reads the items and puts the suite together.
 
@@ -203,6 +170,7 @@ def build_suite(
         spec: What is measured.
         prompts: What rewards and drift sample from, by split; empty where nothing is sampled.
         rewards: From `build_rewards`.
+        judges: From `build_judges`.
         directory: Where the spec stands: relative paths of rows start there.
     Raises:
         DataError: Rows cannot be read or used; file and row are named.
@@ -211,7 +179,8 @@ def build_suite(
     report = [_ability(one, directory) for one in spec.abilities.report]
     return Suite(
         measures=(
-            *(reward(name, fn) for name, fn in rewards.items()),
+            *reward_measures(rewards, judges or {}, length_controlled=spec.length_controlled),
+            *(one for name, pairs in spec.preferences.items() for one in pair_measures(name, pairs, directory)),
             *select,
             *report,
             *(DRIFT[one]() if isinstance(one, str) else _perplexity(one, directory) for one in spec.drift),

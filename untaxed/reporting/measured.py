@@ -33,7 +33,7 @@ class Line:
         unit: What it counts.
         initial, value, change: What the initial model has, what this one has, and the difference.
         adjusted: p of no difference, adjusted for the number of abilities; a dash elsewhere.
-        items: "12 lost, 3 won of 200"; empty where items are not right or wrong.
+        items: "12 lost, 3 won of 200", of a win rate also "tied" and "undefined"; empty where items are neither.
         real: Whether an ability's loss stands after the adjustment.
     """
 
@@ -110,7 +110,14 @@ def _adjusted(one: Mapping[str, Any]) -> str:
 
 
 def _items(one: Mapping[str, Any]) -> str:
-    return f"{one['lost']} lost, {one['won']} won of {one['items']}" if "lost" in one else ""
+    if "lost" not in one:
+        return ""
+    said = [
+        f"{one[kind]} {kind}"
+        for kind in ("lost", "won", "tied", "undefined")
+        if one.get(kind) or (kind in one and kind != "undefined")
+    ]
+    return f"{', '.join(said)} of {one['items']}"
 
 
 # --- terminal ------------------------------------------------------------------------------------------------------

@@ -65,10 +65,22 @@ def arms_table(summary: Summary, columns: Sequence[Column] | None = None) -> Tab
     """The table of arms with these columns, without those that the study does not measure."""
     entries, notes = summary["arms"], notes_of(summary)
     if columns is None:
-        columns = (*COLUMNS, *BESIDE_REFERENCES) if any(entry.get("yardstick") for entry in entries) else COLUMNS
+        beside = BESIDE_REFERENCES if any(entry.get("yardstick") for entry in entries) else ()
+        columns = (*COLUMNS, *beside, *_more_rewards(summary))
     columns = [column for column in columns if any(column.read(entry) is not None for entry in entries)]
     rows = [(entry, [notes.cell(column.read(entry), signed=column.signed) for column in columns]) for entry in entries]
     return Table(columns, rows, notes.reasons)
+
+
+def _more_rewards(summary: Summary) -> list[Column]:
+    """Rewards and win rates that nothing is chosen by: shown where there is room."""
+    names = [one["name"] for one in summary["measures"] if one["group"] == "reward"]
+    others = [name for name in names if name not in ("gold", "proxy")]
+
+    def read(name: str) -> Callable[[Entry], Mapping[str, Any] | None]:
+        return lambda entry: entry["reward"].get(name)
+
+    return [Column(name, read(name), 100 + at) for at, name in enumerate(others)]
 
 
 @dataclass(frozen=True)

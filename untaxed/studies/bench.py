@@ -25,7 +25,7 @@ from ..training.arguments import free_every
 from ..training.host import check_together
 from ..training.reference import check_reference_arguments
 from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs
-from .cache import content_key, default_cache, file_digest
+from .cache import content_key, default_cache, digest, file_digest
 from .prepare import build_task
 from .recipes import named_model
 from .spec import PocketMeasure, StudySpec
@@ -99,7 +99,7 @@ class Bench:
         }
         files = reward_files(self.spec.measure, Path.cwd()) if isinstance(self.spec.measure, SuiteSpec) else {}
         if files:
-            data["rewards"] = {name: file_digest(file) for name, file in files.items()}
+            data["rewards"] = {name: digest(file) for name, file in files.items()}
         algorithm = {"name": name, **self.arguments} if name else None
         inputs = {need: content_key(need, rows) for need, rows in self.task.rows.items() if rows}
         return {"models": models, "data": data, "algorithm": algorithm, "inputs": inputs}

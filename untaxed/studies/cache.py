@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints import fingerprint
 from ..errors import StoreError
 from .store import disk_full
 
@@ -116,3 +117,8 @@ def file_digest(file: Path) -> str:
     """The SHA-256 of a file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest(path: Path) -> str:
+    """What a file, or the folder of a model, holds: equal for equal content, wherever it lies."""
+    return fingerprint(path) if path.is_dir() else file_digest(path)

@@ -19,13 +19,14 @@ def located(raw: Any, base: Path) -> Any:
     ``${NAME}`` and ``${NAME:-default}`` may stand in every text; a variable that is not set and has no default stays as
     it is, for whoever reads the file to name it. Paths are the values of the keys ``path``, wherever they stand, under
     ``models`` those names that lead to something that exists or that look like a path and not like a hub id, and the
-    modules of rewards that lie beside the spec or in the working directory.
+    modules of rewards and judges that lie beside the spec or in the working directory.
     """
     raw = _walk(raw, base)
     if isinstance(raw, dict) and isinstance(raw.get("models"), dict):
         raw["models"] = {key: _models(value, base) for key, value in raw["models"].items()}
-    if isinstance(raw, dict) and isinstance(measure := raw.get("measure"), dict) and "reward" in measure:
-        raw["measure"] = {**measure, "reward": _rewards(measure["reward"], base)}
+    if isinstance(raw, dict) and isinstance(measure := raw.get("measure"), dict):
+        ways = {"reward": _rewards, "win_rates": _each}
+        raw["measure"] = {key: ways[key](value, base) if key in ways else value for key, value in measure.items()}
     return raw
 
 
@@ -55,9 +56,24 @@ def _models(value: Any, base: Path) -> Any:
 
 
 def _rewards(value: Any, base: Path) -> Any:
-    if isinstance(value, dict):
-        return {key: _rewards(inner, base) if key in ("proxy", "gold") else inner for key, inner in value.items()}
-    return anchored(value, base) if isinstance(value, str) and all(value.partition(":")) else value
+    if not isinstance(value, dict) or not {"proxy", "gold", "others"} & set(value):
+        return _entry(value, base)
+    return {key: _each(inner, base) if key == "others" else _entry(inner, base) for key, inner in value.items()}
+
+
+def _each(value: Any, base: Path) -> Any:
+    """Entries by name, of rewards or of win rates."""
+    return {name: _entry(inner, base) for name, inner in value.items()} if isinstance(value, dict) else value
+
+
+def _entry(value: Any, base: Path) -> Any:
+    """One reward or judge: a function by import path, a model, or a win rate by one of these."""
+    if isinstance(value, str):
+        return anchored(value, base) if all(value.partition(":")) else value
+    ways = {"reward_model": _models, "causal_lm": _models, "reward": _entry}
+    if not isinstance(value, dict):
+        return value
+    return {key: ways[key](inner, base) if key in ways else inner for key, inner in value.items()}
 
 
 def _absolute(path: str, base: Path) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import SpecError
+from ..measuring.contest_spec import ByEndpoint
 from ..measuring.suite import SPLITS
-from ..measuring.suite_spec import SuiteSpec, build_rewards, build_suite
+from ..measuring.suite_spec import SuiteSpec, build_judges, build_rewards, build_suite
 from ..training.algorithms import algorithm
 from ..training.task import Task
 from .inputs import read_inputs
@@ -45,9 +46,14 @@ def build_task(spec: StudySpec, cache: Path) -> Task:
         raise SpecError("data.prompts is required: rewards and drift are measured on what models write after them")
     prompts = prompts_by_split(spec.data.prompts)
     here = Path.cwd()  # a spec read from a file has absolute paths already
+    _no_endpoint(spec.measure)
     rewards = build_rewards(spec.measure, directory=here)
     suite = build_suite(
-        spec.measure, prompts={split: prompts[split] for split in SPLITS}, rewards=rewards, directory=here
+        spec.measure,
+        prompts={split: prompts[split] for split in SPLITS},
+        rewards=rewards,
+        judges=build_judges(spec.measure, directory=here, cache=cache / "judged"),
+        directory=here,
     )
     learns = _preferences_needed(spec)
     inputs = read_inputs(spec.data)
@@ -61,6 +67,15 @@ def build_task(spec: StudySpec, cache: Path) -> Task:
         reward=rewards["proxy"],
         **inputs,
     )
+
+
+def _no_endpoint(measure: SuiteSpec) -> None:
+    """A study would ask at every measurement of every run, so that what it costs is nobody's decision."""
+    if asked := [name for name, entry in measure.win_rates.items() if isinstance(entry, ByEndpoint)]:
+        raise SpecError(
+            f"measure.win_rates.{asked[0]}: a study asks no endpoint, which would be paid for at every measurement; "
+            "leave it out, and give the study's weights to `untaxed measure` with a suite that has it"
+        )
 
 
 def _preferences_needed(spec: StudySpec) -> Preferences | None:
