@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import nearest
+from .corpus import bleu, chrf
 from .quantiles import t_cdf, t_quantile
 
 Array = NDArray[np.float64]
@@ -48,7 +49,9 @@ def _perplexity(average: Array) -> Array:
 STATISTICS: dict[str, Callable[[Array], Array]] = {
     "mean": _mean,  # k = 1: the score
     "token_mean": _token_mean,  # k = 2: sum over tokens, number of tokens
-    "perplexity": _perplexity,  # k = 2: negative log-likelihood in nats, number of tokens
+    "perplexity": _perplexity,  # k = 2: negative log-likelihood in nats, number of tokens (or words, or bytes)
+    "bleu": bleu,  # k = 11: lengths, matched and all n-grams, number of items
+    "chrf": chrf,  # k = 18: n-grams written, right and matched
 }
 
 
