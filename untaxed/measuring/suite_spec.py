@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from ..errors import DataError
 from ..rows import Row, RowsSource, subset
@@ -98,11 +98,13 @@ class RewardSpec(_Spec):
 def _which(entry: Any) -> str:
     """Whether an ability is one of lm-evaluation-harness or of ours."""
     named = "lm_eval" in entry if isinstance(entry, Mapping) else isinstance(entry, LmEvalSpec)
-    return "lm_eval" if named else "ability"
+    return "theirs" if named else "ours"  # no keys of theirs, which would be taken for a part of an error's path
 
 
 AnyAbility = Annotated[
-    Annotated[AbilitySpec, Tag("ability")] | Annotated[LmEvalSpec, Tag("lm_eval")], Discriminator(_which)
+    Annotated[AbilitySpec, Tag("ours")] | Annotated[LmEvalSpec, Tag("theirs")],
+    Discriminator(_which),
+    BeforeValidator(lambda entry: expanded(entry, Path.cwd())),
 ]
 
 
@@ -118,11 +120,6 @@ class AbilitiesSpec(_Spec):
     select: list[AnyAbility] = Field(min_length=1)
     report: list[AnyAbility] = []
     chat: bool = False
-
-    @field_validator("select", "report", mode="before")
-    @classmethod
-    def _tasks(cls, entries: Any) -> Any:
-        return [expanded(one, Path.cwd()) for one in entries] if isinstance(entries, list) else entries
 
 
 class PerplexitySpec(_Spec):
