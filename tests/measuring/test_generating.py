@@ -58,6 +58,19 @@ def test_rows_that_are_done_leave_the_batch(tokenizer, monkeypatch):
 def test_an_answer_ends_before_the_first_stop_text():
     assert cut("42\n\nQuestion: who", ("Question:", "\n\n")) == "42"
     assert cut("42", ("x",)) == "42"
+    assert cut("\n\n42\nand", ("\n",)) == "\n\n42"
+
+
+def test_white_space_before_an_answer_does_not_end_it(monkeypatch):
+    """Token by token, with stops looked for in the last few tokens only."""
+    texts = ["\n", "\n", "4", "2", "\n", "and"]
+
+    class Letters:
+        def decode(self, tokens, **_):
+            return "".join(texts[at] for at in tokens)
+
+    writer = generating._Writer(None, Letters(), Decoding(9, ("\n",)), "", [])
+    assert [writer._stopped(list(range(n))) for n in range(1, 7)] == [False, False, False, False, True, True]
 
 
 def test_the_models_own_end_of_text_tokens_count(tokenizer):

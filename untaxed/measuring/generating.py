@@ -30,7 +30,8 @@ class Decoding:
 
     Attributes:
         max_new_tokens: At most so many tokens.
-        stop: Texts at which an answer ends; they are no part of it.
+        stop: Texts at which an answer ends; they are no part of it. White space before the answer does not end it:
+            many models put an empty line there.
     """
 
     max_new_tokens: int = 256
@@ -76,13 +77,16 @@ def _batches(prompts: Sequence[Ids], new: int, most_tokens: int) -> Iterator[lis
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the stop texts.
+    """The text before the first of the stop texts; those in white space at its beginning do not count.
 
     Example:
         >>> cut("42\\n\\nQuestion: and", ["Question:", "\\n\\n"])
         '42'
+        >>> cut("\\n\\n42\\nand", ["\\n"]).strip()
+        '42'
     """
-    found = [at for at in (text.find(one) for one in stop) if at >= 0]
+    begins = len(text) - len(text.lstrip())
+    found = [at for at in (text.find(one, begins) for one in stop) if at >= 0]
     return text[: min(found)] if found else text
 
 
@@ -169,8 +173,10 @@ class _Writer:
         """Whether a stop text has just appeared: every token but special ones stands for a byte at least."""
         if not self.decoding.stop:
             return False
-        longest = max(len(one.encode()) for one in self.decoding.stop)
-        tail = self.tokenizer.decode(tokens[-longest - 4 :], skip_special_tokens=True)
+        most = max(len(one.encode()) for one in self.decoding.stop) + 4
+        tail = self.tokenizer.decode(tokens[-most:], skip_special_tokens=True)
+        if len(tokens) <= most:
+            tail = tail.lstrip()
         return any(one in tail for one in self.decoding.stop)
 
 
