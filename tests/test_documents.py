@@ -42,12 +42,24 @@ def test_every_python_block_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "code"), blocks("yaml"), ids=lambda value: value if ".md:" in value else "")
 def test_every_spec_and_recipe_shown_is_valid(name: str, code: str, tmp_path: Path) -> None:
+    """A recipe, a task file, a suite's abilities, or a study."""
+    from untaxed.measuring.suite_spec import SuiteSpec
+    from untaxed.measuring.tasks import load_task, located_tasks
     from untaxed.merging import read_recipe
+    from untaxed.strict_yaml import read_yaml
     from untaxed.studies.spec import load_spec
 
     path = tmp_path / "spec.yaml"
     path.write_text(code)
-    assert read_recipe(path).parents if "merge_method:" in code else load_spec(path).methods
+    if "merge_method:" in code:
+        assert read_recipe(path).parents
+    elif "kind:" in code:
+        assert load_task("spec.yaml", tmp_path)["name"]
+    elif code.startswith("abilities:"):
+        (tmp_path / "my_task.yaml").write_text("{name: mine, kind: last_word, rows: {path: mine.jsonl}}")
+        assert SuiteSpec.model_validate({"reward": "vader", **located_tasks(read_yaml(path), tmp_path)}).drift
+    else:
+        assert load_spec(path).methods
 
 
 @pytest.mark.parametrize(("name", "code"), blocks("bash"), ids=lambda value: value if ".md:" in value else "")

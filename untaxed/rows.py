@@ -42,7 +42,7 @@ class RowsSource(BaseModel):
         split: The hub data set's split.
         columns: Our names to theirs. A dot steps into a mapping (``choices.text``); of a list, the first that is there;
             where the list holds a null, the column may also be missing.
-        where: Only rows whose field has this value.
+        where: Only rows whose field has this value; a column that may be missing, and is, excludes no row.
         min_chars: Only rows whose field has at least so many characters.
         max_chars: Only rows whose field has at most so many characters.
         head: Only the first rows of the file or data set; a hub data set is then streamed and not fetched whole.
@@ -202,7 +202,9 @@ def _renamed(row: Row, columns: Mapping[str, str | list[str | None]]) -> Row:
 
 
 def _wanted(row: Row, source: RowsSource) -> bool:
-    equal = (str(_column(row, field)) == str(value) for field, value in source.where.items())
+    optional = {ours for ours, theirs in source.columns.items() if not isinstance(theirs, str) and None in theirs}
+    asked = {field: value for field, value in source.where.items() if field in row or field not in optional}
+    equal = (str(_column(row, field)) == str(value) for field, value in asked.items())
     long = (len(str(_column(row, field))) >= least for field, least in source.min_chars.items())
     short = (len(str(_column(row, field))) <= most for field, most in source.max_chars.items())
     return all(equal) and all(long) and all(short)

@@ -1,10 +1,11 @@
+import copy
 import random
 
 import numpy as np
 import pytest
 import torch
 
-from untaxed.errors import DataError
+from untaxed.errors import DataError, RunFailed
 from untaxed.measuring import Choice, Item, Subject, Suite, exact_match, measure, multiple_choice
 
 from .conftest import WORDS, tiny_llama, words
@@ -63,12 +64,17 @@ def log_prob(model, tokenizer, prompt, choice):
     return sum(logits[len(given) - 1 + at, token].item() for at, token in enumerate(wanted))
 
 
-@pytest.mark.parametrize("normalise", ["bytes", "tokens", None])
+@pytest.mark.parametrize("normalise", ["bytes", "characters", "tokens", None])
 def test_multiple_choice_takes_the_most_probable(model, tokenizer, rng, normalise):
     items = [Choice(words(4, rng), tuple(words(rng.randint(1, 4), rng) for _ in range(4)), 2) for _ in range(50)]
     expected = []
     for item in items:
-        length = {"bytes": lambda text: len(text.encode()), "tokens": lambda text: len(text.split()), None: lambda _: 1}
+        length = {
+            "bytes": lambda text: len(text.encode()),
+            "characters": len,
+            "tokens": lambda text: len(text.split()),
+            None: lambda _: 1,
+        }
         values = [log_prob(model, tokenizer, item.prompt, one) / length[normalise](one) for one in item.choices]
         expected.append(float(np.argmax(values) == item.answer))
     made = scores(multiple_choice("quiz", {"validation": items}, normalise=normalise), model, tokenizer)
@@ -118,13 +124,47 @@ def test_a_choice_that_cannot_be_right_is_refused(item, message):
         multiple_choice("quiz", {"test": [item]})
 
 
-def test_an_item_that_does_not_fit_is_named(tokenizer):
-    model = tiny_llama(context=8)
-    long = " ".join(WORDS[:9])
-    with pytest.raises(DataError, match="facts validation item 1 has 9 tokens"):
-        scores(exact_match("facts", {"validation": [Item("w1", "w2"), Item(long, "w2")]}), model, tokenizer)
-    with pytest.raises(DataError, match="quiz validation item 0 has 9 tokens"):
-        scores(multiple_choice("quiz", {"validation": [Choice(long, ("w1", "w2"), 0)]}), model, tokenizer)
+def test_items_that_do_not_fit_are_left_out_and_counted(tokenizer):
+    model, long = tiny_llama(context=8), " ".join(WORDS[:9])
+    right = tokenizer.decode(greedy(model, tokenizer, "w1", 1))
+    facts = exact_match("facts", {"validation": [Item(long, "w2"), Item("w1", right), Item(long, "w3")]})
+    quiz = multiple_choice("quiz", {"validation": [Choice("w1", ("w1", "w2"), 0), Choice(long, ("w1", "w2"), 0)]})
+    for ability, expected, note in ((facts, [1.0], "2 of 3"), (quiz, None, "1 of 2")):
+        subject = Subject(model, tokenizer, Suite((ability,), (ability.name,), (), {}))
+        for _ in range(2):  # said each time, also where the items are remembered
+            made = measure(subject, "validation")
+            assert made.notes == {ability.key: [f"too long: {note} left out"]}
+        assert len(made.scores[ability.key]) == 1
+        assert expected is None or made.scores[ability.key][:, 0].tolist() == expected
+
+
+def test_an_ability_whose_items_are_all_too_long_is_refused(tokenizer):
+    items = {"validation": [Item(" ".join(WORDS[:9]), "w2")] * 3}
+    with pytest.raises(DataError, match="validation: all 3 items are longer than the model's context of 8 tokens"):
+        scores(exact_match("facts", items), tiny_llama(context=8), tokenizer)
+
+
+@pytest.mark.parametrize("make", [exact_match, multiple_choice])
+def test_a_log_likelihood_that_is_no_number_is_refused_with_its_item(make, tokenizer):
+    model = tiny_llama()
+    model.model.embed_tokens.weight.data[tokenizer.convert_tokens_to_ids("w7")] = float("nan")
+    items = [Item(one, "w2") for one in ("w1", "w2", "w7")]
+    if make is multiple_choice:
+        items = [Choice(item.prompt, ("w2", "w3 w4"), 0) for item in items]
+    with pytest.raises(RunFailed, match="test item 2: a log-likelihood is not a number"):
+        scores(make("task", {"test": items}), model, tokenizer, "test")
+
+
+def test_a_chat_template_goes_around_the_prompt(model, tokenizer):
+    chatty = copy.deepcopy(tokenizer)
+    items = {"validation": [Choice(f"w{number}", ("w2", "w3", "w4"), 0) for number in range(30)]}
+    with pytest.raises(DataError, match=r"quiz validation item: `chat: true`, and the tokenizer has no chat template"):
+        scores(multiple_choice("quiz", items, chat=True), model, tokenizer)
+    chatty.chat_template = "{% for m in messages %}w8 w9 {{ m.content }} w10 {% endfor %}"
+    made = scores(multiple_choice("quiz", items, chat=True), model, chatty)
+    written = [Choice(f"w8 w9 {item.prompt} w10", item.choices, item.answer) for item in items["validation"]]
+    assert made.tolist() == scores(multiple_choice("quiz", {"validation": written}), model, tokenizer).tolist()
+    assert made.tolist() != scores(multiple_choice("quiz", items), model, tokenizer).tolist()
 
 
 def test_items_are_encoded_once_per_tokenizer(model, other_model, tokenizer, monkeypatch):

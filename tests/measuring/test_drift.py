@@ -7,6 +7,7 @@ import torch
 
 from untaxed.errors import DataError
 from untaxed.measuring import Sampling, Subject, Suite, drift, measure, subject
+from untaxed.measuring.perplexity import perplexity
 
 from .conftest import tiny_llama, words
 from .test_sampling import drawn
@@ -88,9 +89,7 @@ def test_entropy_and_length_of_own_samples(pair, other_model):
 @torch.no_grad()
 def test_perplexity_of_given_texts(model, tokenizer, rng):
     texts = [words(length, rng) for length in (2, 9, 5)]
-    made = measure(
-        Subject(model, tokenizer, make_suite(drift.perplexity("human", {"validation": texts}))), "validation"
-    )
+    made = measure(Subject(model, tokenizer, make_suite(perplexity("human", {"validation": texts}))), "validation")
     expected = []
     for text in texts:
         ids = torch.tensor([tokenizer(text)["input_ids"]])
@@ -106,7 +105,7 @@ def test_perplexity_reads_as_far_as_it_is_told(model, tokenizer, rng):
     text = words(30, rng)
     start = " ".join(text.split()[:12])
     cut, short = (
-        drift.perplexity("human", {"validation": [one]}, max_tokens=limit) for one, limit in ((text, 12), (start, None))
+        perplexity("human", {"validation": [one]}, max_tokens=limit) for one, limit in ((text, 12), (start, None))
     )
     made = [measure(Subject(model, tokenizer, make_suite(m)), "validation").scores["drift.human"] for m in (cut, short)]
     assert made[0].tolist() == made[1].tolist()
@@ -117,11 +116,34 @@ def test_a_text_that_cannot_be_scored_is_named(tokenizer):
     model = tiny_llama(context=8)
     for text, message in (
         ("w1", "human validation text 0: expected at least two tokens"),
-        ("w1 " * 20, "text 0 has 19"),
+        ("w1 " * 20, "all 1 items are longer than the model's context of 8"),
     ):
         with pytest.raises(DataError, match=message):
-            measure(
-                Subject(model, tokenizer, make_suite(drift.perplexity("human", {"validation": [text]}))), "validation"
-            )
+            measure(Subject(model, tokenizer, make_suite(perplexity("human", {"validation": [text]}))), "validation")
     with pytest.raises(DataError, match="'human' has no test texts"):
-        drift.perplexity("human", {"test": []})
+        perplexity("human", {"test": []})
+
+
+@pytest.mark.parametrize("unit", ["word", "byte"])
+@torch.no_grad()
+def test_perplexity_a_word_or_a_byte_scores_the_whole_text(model, tokenizer, unit):
+    """The first token, too, after the beginning-of-text token (1); what is counted are words or bytes of the text."""
+    text = "w1 w23 w4"
+    logits = model(torch.tensor([[1, *tokenizer(text)["input_ids"]]])).logits[0].double().log_softmax(-1)
+    nll = -sum(logits[at, token].item() for at, token in enumerate(tokenizer(text)["input_ids"]))
+    made = measure(
+        Subject(model, tokenizer, make_suite(perplexity("human", {"validation": [text]}, unit=unit))), "validation"
+    )
+    assert made.scores["drift.human"][0].tolist() == pytest.approx([nll, {"word": 3, "byte": 9}[unit]], rel=1e-4)
+
+
+def test_words_are_not_cut_by_tokens():
+    with pytest.raises(DataError, match="`max_tokens` cuts a text, whose words are counted whole"):
+        perplexity("human", {"test": ["w1 w2"]}, max_tokens=3, unit="word")
+
+
+def test_longer_texts_are_left_out_and_counted(tokenizer):
+    one = perplexity("human", {"validation": ["w1 " * 20, "w1 w2", "w3 w4 w5"]})
+    made = measure(Subject(tiny_llama(context=8), tokenizer, make_suite(one)), "validation")
+    assert made.scores["drift.human"][:, 1].tolist() == [1, 2]
+    assert made.notes == {"drift.human": ["too long: 1 of 3 left out"]}

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from untaxed.measuring import Item, Sampling, Subject, Suite, exact_match, forward_kl, measure, reward, undisturbed
-from untaxed.measuring.drift import perplexity, reverse_kl
+from untaxed.measuring.drift import reverse_kl
+from untaxed.measuring.perplexity import perplexity
 
 from .conftest import tiny_llama, word_tokenizer
 

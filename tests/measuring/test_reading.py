@@ -67,7 +67,7 @@ def test_a_model_that_has_diverged_fails_its_run(subject, tokenizer):
     broken.lm_head.weight.data.fill_(float("nan"))
     diverged = Subject(broken, tokenizer, subject.suite, initial=subject)
     with pytest.raises(RunFailed, match=r"drift.forward_kl of item 0 is \[nan, .*\]: the model has diverged"):
-        measure(diverged, "test")
+        measure(diverged, "test", ["drift.forward_kl"])
 
 
 def test_a_subject_is_its_own_initial(subject):

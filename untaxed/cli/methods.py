@@ -71,6 +71,7 @@ def _card(method: type[Method]) -> dict[str, Any]:
             "required": field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
         }
         for field in dataclasses.fields(method)
+        if field.name not in method.given_elsewhere
     ]
     return {
         "name": method.name,
@@ -89,7 +90,8 @@ def _print_table(cards: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("method", "acts", "settings", "what it does"):
+    table.add_column("method", no_wrap=True)
+    for heading in ("acts", "settings", "what it does"):
         table.add_column(heading, overflow="fold")
     for card in cards:
         settings = ", ".join(setting["name"] for setting in card["settings"])

@@ -178,7 +178,8 @@ def _part(spec: SuiteFile, one: Measure) -> Any:
         entry = next((each for each in texts if each.perplexity.name == one.name), one.name)
     if isinstance(entry, str):
         return entry
-    return [_without_paths(entry.model_dump(mode="json")), sorted(map(file_digest, local_files(entry)))]
+    whole = [_without_paths(entry.model_dump(mode="json")), sorted(map(file_digest, local_files(entry)))]
+    return [*whole, "chat"] if one.group == "abilities" and spec.abilities.chat else whole
 
 
 def _without_paths(plain: Any) -> Any:

@@ -7,10 +7,10 @@ from .abilities import multiple_choice as multiple_choice
 from .drift import entropy as entropy
 from .drift import forward_kl as forward_kl
 from .drift import length as length
-from .drift import perplexity as perplexity
 from .drift import reverse_kl as reverse_kl
 from .isolation import own_precision as own_precision
 from .isolation import undisturbed as undisturbed
+from .perplexity import perplexity as perplexity
 from .reading import Reading as Reading
 from .reading import measure as measure
 from .rewards import reward as reward

@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, RunFailed
 from .batching import Batch, Scored
-from .encoding import Remembered, encode, encode_answers
+from .encoding import Remembered, chat_prompts, encode, encode_answers
 from .forward import log_probs, totals
 from .sampling import sample
-from .subject import Subject
+from .subject import Fitting, Subject
 from .suite import Measure, Sampling, Scores, Shown, Split
 
-Normalise = Literal["bytes", "tokens"]
+Normalise = Literal["bytes", "characters", "tokens"]
 MORE = 8  # tokens beyond the longest answer that are shown of what a model writes
 
 
@@ -37,7 +37,9 @@ class Choice:
     answer: int
 
 
-def exact_match(name: str, items: Mapping[Split, Sequence[Item]], *, eos: bool = False, chance: float = 0.0) -> Measure:
+def exact_match(
+    name: str, items: Mapping[Split, Sequence[Item]], *, eos: bool = False, chat: bool = False, chance: float = 0.0
+) -> Measure:
     """Share of items whose answer greedy decoding would write, without decoding.
 
     Every token of the answer must be the most probable one given the prompt and the answer's earlier tokens, which
@@ -47,34 +49,45 @@ def exact_match(name: str, items: Mapping[Split, Sequence[Item]], *, eos: bool =
         name: The ability's name in results.
         items: The items of each split; `untaxed.measuring.encoding` says how prompt and answer are joined.
         eos: Whether the model must also stop after the answer.
+        chat: Whether the prompt is a user's message in the model's chat template.
         chance: What guessing gets, where the prompt shows the possible answers.
     """
     memory = Remembered()
 
-    def score(subject: Subject, split: Split) -> Scores:
-        def encoded(tokenizer: Any) -> list[Scored]:
+    def fitting(subject: Subject, split: Split) -> Fitting:
+        def encoded(tokenizer: Any) -> list[list[Scored]]:
             questions = [(item.prompt, (item.answer,)) for item in items[split]]
-            return [one for (one,) in encode_answers(tokenizer, questions, eos=eos, where=f"{name} {split} item")]
+            return _encoded(tokenizer, questions, eos=eos, chat=chat, where=f"{name} {split} item")
 
-        right = np.ones(len(items[split]))
-        for batch in subject.remembered(memory, split, encoded):
-            wrong = subject.logits(batch).argmax(-1).cpu() != batch.targets
-            right[batch.owners[wrong].numpy()] = 0.0
-        return right[:, None]
+        return subject.fitting(memory, split, encoded, name)
+
+    def score(subject: Subject, split: Split) -> Scores:
+        found = fitting(subject, split)
+        right = np.ones(len(found.kept))
+        for batch in found.batches:
+            best, tokens = subject.logits(batch).max(-1)
+            right[batch.owners[tokens.cpu() != batch.targets].numpy()] = 0.0
+            right[batch.owners[best.isnan().cpu()].numpy()] = np.nan
+        return _numbers(right, found.kept, f"{name} {split}")[:, None]
 
     def show(subject: Subject, split: Split, places: Sequence[int]) -> list[Shown]:
-        chosen = [items[split][place] for place in places]
-        return [Shown(item.prompt, item.answer, text) for item, text in zip(chosen, _written(subject, chosen))]
+        kept = fitting(subject, split).kept
+        chosen = [items[split][kept[place]] for place in places]
+        written = _written(subject, chosen, chat)
+        return [Shown(item.prompt, item.answer, text) for item, text in zip(chosen, written, strict=True)]
 
     _check_items(name, items)
     return Measure("abilities", name, "mean", score, chance=chance, show=show)
 
 
-def _written(subject: Subject, items: Sequence[Item]) -> Sequence[str]:
+def _written(subject: Subject, items: Sequence[Item], chat: bool) -> Sequence[str]:
     """What the model writes greedily after each prompt, a little longer than the longest answer."""
     lengths = [len(ids) for ids in encode(subject.tokenizer, [item.answer for item in items])]
     longest = max(lengths, default=0) + MORE
-    return sample(subject.model, subject.tokenizer, [item.prompt for item in items], Sampling(longest, 0.0)).texts
+    prompts = [item.prompt for item in items]
+    if chat:
+        prompts = chat_prompts(subject.tokenizer, prompts, "item")
+    return sample(subject.model, subject.tokenizer, prompts, Sampling(longest, 0.0)).texts
 
 
 def multiple_choice(
@@ -82,6 +95,7 @@ def multiple_choice(
     items: Mapping[Split, Sequence[Choice]],
     *,
     normalise: Normalise | None = "bytes",
+    chat: bool = False,
     chance: float | None = None,
 ) -> Measure:
     """Share of items whose right choice is the most probable one after the prompt.
@@ -90,38 +104,36 @@ def multiple_choice(
         name: The ability's name in results.
         items: The items of each split.
         normalise: Divides a choice's log-probability by the length of its UTF-8 text (``bytes``), by its number of
-            tokens (``tokens``), or by nothing (None).
+            ``characters`` or ``tokens``, or by nothing (None).
+        chat: Whether the prompt is a user's message in the model's chat template.
         chance: What guessing gets; by default the mean over all items of one over the number of choices.
 
     When m choices tie for the most probable, a right one among them counts 1/m: what guessing among them would get.
 
-    Source: the log-likelihood choice of lm-evaluation-harness, ``acc`` and ``acc_norm``.
-    Differs: ``acc_norm`` divides by characters, and a tie goes to the first choice.
+    Source: the log-likelihood choice of lm-evaluation-harness: ``acc`` divides by nothing, ``acc_norm`` by characters.
+    Differs: there a tie goes to the first choice.
     """
     memory = Remembered()
 
-    def encoded(tokenizer: Any, every: Sequence[Choice], split: Split) -> list[Scored]:
+    def groups(tokenizer: Any, every: Sequence[Choice], split: Split) -> list[list[Scored]]:
         questions = [(item.prompt, item.choices) for item in every]
-        groups = encode_answers(tokenizer, questions, eos=False, where=f"{name} {split} item")
-        return [choice for group in groups for choice in group]
+        return _encoded(tokenizer, questions, eos=False, chat=chat, where=f"{name} {split} item")
 
-    def likelihoods(subject: Subject, every: Sequence[Choice], batches: Sequence[Batch]) -> list[np.ndarray]:
-        texts = [choice for item in every for choice in item.choices]
-        sums = np.zeros((len(texts), 2))
-        for batch in batches:
-            sums += totals(log_probs(subject.logits(batch), batch.targets), batch.owners, len(texts))
-        total = sums[:, 0] / _lengths(texts, sums[:, 1], normalise)
-        return np.split(total, np.cumsum([len(item.choices) for item in every])[:-1])
+    def fitting(subject: Subject, split: Split) -> Fitting:
+        return subject.fitting(memory, split, lambda tokenizer: groups(tokenizer, items[split], split), name)
 
     def score(subject: Subject, split: Split) -> Scores:
-        every = items[split]
-        batches = subject.remembered(memory, split, lambda tokenizer: encoded(tokenizer, every, split))
-        rows = likelihoods(subject, every, batches)
-        return np.array([[_share(row, item.answer)] for row, item in zip(rows, every, strict=True)])
+        found = fitting(subject, split)
+        kept = [items[split][at] for at in found.kept]
+        rows = _totals(subject, found.batches, kept, normalise)
+        _numbers(np.array([row.sum() for row in rows]), found.kept, f"{name} {split}")
+        return np.array([[_share(row, item.answer)] for row, item in zip(rows, kept, strict=True)])
 
     def show(subject: Subject, split: Split, places: Sequence[int]) -> list[Shown]:
-        chosen = [items[split][place] for place in places]
-        rows = likelihoods(subject, chosen, subject.batches(encoded(subject.tokenizer, chosen, split)))
+        kept = fitting(subject, split).kept
+        chosen = [items[split][kept[place]] for place in places]
+        flat = [one for group in groups(subject.tokenizer, chosen, split) for one in group]
+        rows = _totals(subject, subject.batches(flat), chosen, normalise)
         best = (item.choices[int(row.argmax())] for row, item in zip(rows, chosen, strict=True))
         return [Shown(item.prompt, item.choices[item.answer], text) for item, text in zip(chosen, best, strict=True)]
 
@@ -132,9 +144,40 @@ def multiple_choice(
     return Measure("abilities", name, "mean", score, chance=chance, show=show)
 
 
+def _encoded(
+    tokenizer: Any, questions: Sequence[tuple[str, Sequence[str]]], *, eos: bool, chat: bool, where: str
+) -> list[list[Scored]]:
+    if chat:
+        prompts = chat_prompts(tokenizer, [prompt for prompt, _ in questions], where)
+        questions = [(prompt, answers) for prompt, (_, answers) in zip(prompts, questions, strict=True)]
+    return encode_answers(tokenizer, questions, eos=eos, where=where)
+
+
+def _totals(
+    subject: Subject, batches: Sequence[Batch], items: Sequence[Choice], normalise: Normalise | None
+) -> list[np.ndarray]:
+    """The log-probability of every choice of every item, divided by its length."""
+    texts = [choice for item in items for choice in item.choices]
+    sums = np.zeros((len(texts), 2))
+    for batch in batches:
+        sums += totals(log_probs(subject.logits(batch), batch.targets), batch.owners, len(texts))
+    ends = np.cumsum([len(item.choices) for item in items])
+    return np.split(sums[:, 0] / _lengths(texts, sums[:, 1], normalise), ends[:-1])
+
+
+def _numbers(values: np.ndarray, kept: Sequence[int], where: str) -> np.ndarray:
+    """The values, none of which may be undefined."""
+    broken = np.flatnonzero(np.isnan(values))
+    if len(broken):
+        raise RunFailed(f"{where} item {kept[broken[0]]}: a log-likelihood is not a number: the model has diverged")
+    return values
+
+
 def _lengths(texts: Sequence[str], tokens: np.ndarray, normalise: Normalise | None) -> np.ndarray:
     if normalise == "bytes":
         return np.array([len(text.encode()) for text in texts], dtype=np.float64)
+    if normalise == "characters":
+        return np.array([len(text) for text in texts], dtype=np.float64)
     return tokens if normalise == "tokens" else np.ones(len(texts))
 
 

@@ -18,6 +18,8 @@ from ..errors import DataError
 
 BATCH_TOKENS = {"cpu": 512}  # tokens of one forward pass, padding included: what stays in a core's cache is faster
 DEVICE_BATCH_TOKENS = 16384  # on an accelerator
+PASS_TOKENS = {"cpu": 32}  # what a pass costs beside its tokens: worth as much padding, and no more
+DEVICE_PASS_TOKENS = 2048
 LOGIT_ENTRIES = 2**24  # logits held at once: 64 MiB in float32
 
 Ids = tuple[int, ...]
@@ -105,10 +107,12 @@ def batches(
     for item in items:
         if limit is not None and len(item.tokens) - 1 > limit:  # the last token is predicted, never read
             raise DataError(f"{item.where} has {len(item.tokens) - 1} tokens, more than the model's context of {limit}")
-    tokens = BATCH_TOKENS.get(device, DEVICE_BATCH_TOKENS)
-    return [
-        _batch(group, items) for group in _groups(_families(items, share), items, tokens, LOGIT_ENTRIES // vocabulary)
-    ]
+    budget = _Budget(
+        BATCH_TOKENS.get(device, DEVICE_BATCH_TOKENS),
+        LOGIT_ENTRIES // vocabulary,
+        PASS_TOKENS.get(device, DEVICE_PASS_TOKENS),
+    )
+    return [_batch(group, items) for group in _groups(_families(items, share), items, budget)]
 
 
 def _families(items: Sequence[Scored], share: bool) -> list[_Family]:
@@ -130,20 +134,29 @@ def _families(items: Sequence[Scored], share: bool) -> list[_Family]:
     return shared + alone
 
 
-def _groups(
-    families: list[_Family], items: Sequence[Scored], most_tokens: int, most_scored: int
-) -> Iterator[list[_Family]]:
-    """Families of one kind, as many as the budgets allow, at least one."""
+@dataclass(frozen=True)
+class _Budget:
+    """What one forward pass may have: tokens, scored tokens, and how many tokens of padding are worth another pass."""
+
+    tokens: int
+    scored: int
+    another: int
+
+
+def _groups(families: list[_Family], items: Sequence[Scored], budget: _Budget) -> Iterator[list[_Family]]:
+    """Families of one kind, as many as the budget allows and little enough is padded for, at least one."""
     group: list[_Family] = []
     size = _Size()
     for family in families:
         numbers = [number for owners in family.rows.values() for number in owners]
         scored = sum(len(items[number].tokens) - items[number].start for number in numbers)
         more = size.with_one(family, scored)
+        alone = _Size().with_one(family, scored)
         other_kind = bool(group) and bool(group[0].context) != bool(family.context)
-        if group and (other_kind or more.tokens > most_tokens or more.scored > most_scored):
+        too_much = more.tokens > budget.tokens or more.scored > budget.scored
+        if group and (other_kind or too_much or more.tokens - size.tokens > alone.tokens + budget.another):
             yield group
-            group, more = [], _Size().with_one(family, scored)
+            group, more = [], alone
         group.append(family)
         size = more
     if group:

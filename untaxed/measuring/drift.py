@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import divergence
-from ..errors import DataError
-from .batching import Batch, Scored
-from .encoding import Remembered, encode
-from .forward import log_probs, pieces, totals
+from .batching import Batch
+from .forward import pieces, totals
 from .sampling import Completions
 from .subject import Subject
 from .suite import Measure, Scores, Split
@@ -69,44 +66,6 @@ def length(name: str = "length") -> Measure:
 def token_counts(drawn: Completions) -> Scores:
     """How many tokens each response has, the end of text included: ``(items,)``."""
     return drawn.mask.sum(1).double().numpy()
-
-
-def perplexity(name: str, texts: Mapping[Split, Sequence[str]], *, max_tokens: int | None = None) -> Measure:
-    r"""Perplexity of given texts: how surprised the model is by what people wrote.
-
-    .. math:: \exp\Big(-\frac{1}{N} \sum_{text} \sum_t \log p(x_t | x_{<t})\Big)
-
-    Every token is scored given all before it in its text; the first has none before it and is not scored, unless the
-    tokenizer itself puts a beginning-of-text token there. A text longer than the model's context is an error unless
-    ``max_tokens`` says where to stop reading.
-
-    Args:
-        name: The measure's name in results.
-        texts: The texts of each split.
-        max_tokens: Read only so many tokens of each text; None reads all.
-    """
-    memory = Remembered()
-
-    def score(subject: Subject, split: Split) -> Scores:
-        def encoded(tokenizer: Any) -> list[Scored]:
-            ids = encode(tokenizer, texts[split])
-            return [_text(one[:max_tokens], f"{name} {split} text {at}") for at, one in enumerate(ids)]
-
-        sums = np.zeros((len(texts[split]), 2))
-        for batch in subject.remembered(memory, split, encoded):
-            sums += totals(-log_probs(subject.logits(batch), batch.targets), batch.owners, len(sums))
-        return sums
-
-    for split, rows in texts.items():
-        if not rows:
-            raise DataError(f"perplexity {name!r} has no {split} texts")
-    return Measure("drift", name, "perplexity", score, unit="perplexity")
-
-
-def _text(ids: list[int], where: str) -> Scored:
-    if len(ids) < 2:
-        raise DataError(f"{where}: expected at least two tokens, got {len(ids)}")
-    return Scored(tuple(ids), 1, where)
 
 
 def _token_sums(writer: Subject, split: Split, values: Callable[[Batch, Tensor], Tensor]) -> Scores:

@@ -49,10 +49,27 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     """As `encode`; before an empty prompt stands the beginning-of-text token, else the end-of-text token."""
-    return [ids or _opening(tokenizer) for ids in encode(tokenizer, prompts)]
+    return [ids or opening(tokenizer) for ids in encode(tokenizer, prompts)]
 
 
-def _opening(tokenizer: Any) -> list[int]:
+def chat_prompts(tokenizer: Any, prompts: Sequence[str], where: str) -> list[str]:
+    """Every prompt as a user's message in the model's chat template, up to where the answer begins.
+
+    A beginning-of-text token that the tokenizer itself puts before a text is left to it.
+
+    Raises:
+        DataError: The tokenizer has no chat template.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise DataError(f"{where}: `chat: true`, and the tokenizer has no chat template; leave `chat` out")
+    messages = [[{"role": "user", "content": one}] for one in prompts]
+    made: list[str] = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    twice = tokenizer.bos_token is not None and list(tokenizer("")["input_ids"])[:1] == [tokenizer.bos_token_id]
+    return [text.removeprefix(tokenizer.bos_token) for text in made] if twice else made
+
+
+def opening(tokenizer: Any) -> list[int]:
+    """The token before a text that has nothing before it."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return [token]
@@ -95,7 +112,7 @@ def _question(
     for answer, joint in zip(answers, joints, strict=True):
         if len(joint) <= start or not answer.strip():
             raise DataError(f"{where}: the answer {answer!r} has no token to score")
-    first = [] if start else _opening(tokenizer)
+    first = [] if start else opening(tokenizer)
     return [Scored((*first, *joint, *last), start + len(first), where) for joint in joints]
 
 

@@ -25,12 +25,14 @@ class Reading:
         texts: One ``{"prompt", "completion", "proxy", "gold"}`` a prompt where a reward was measured; a reward that
             was not is None.
         why: Why a value is undefined (nan, without scores), or what must be known beside it, by key or whole group.
+        notes: What was left out or scored 0 for want of an answer, by key: ``["too long: 3 of 500 left out"]``.
     """
 
     values: dict[Group, dict[str, float]]
     scores: dict[str, Scores]
     texts: list[dict[str, str | float | None]]
     why: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
 
 def measure(subject: Subject, split: Split, names: Collection[str] | None = None) -> Reading:
@@ -42,19 +44,22 @@ def measure(subject: Subject, split: Split, names: Collection[str] | None = None
         names: Keys of the measures wanted (``abilities.facts``), or whole groups (``drift``); None: all of the suite.
     Raises:
         SpecError: A name is in no measure of the suite.
-        DataError: An item does not fit into the context, or a reward returned nonsense.
+        DataError: No item of a measure fits into the context, or a reward returned nonsense.
         RunFailed: A score is not finite, because the model has diverged.
     """
     wanted = _wanted(subject.suite.measures, names)
     values: dict[Group, dict[str, float]] = {"reward": {}, "abilities": {}, "drift": {}}
     scores: dict[str, Scores] = {}
+    notes: dict[str, list[str]] = {}
     initial = subject.initial
     with undisturbed(subject.model, subject.tokenizer), undisturbed(initial.model, initial.tokenizer), torch.no_grad():
         for one in wanted:
             scores[one.key] = _finite(one, one.score(subject, split))
+            if said := subject.take_notes():
+                notes[one.key] = said
             values[one.group][one.name] = statistics.value(one.statistic, scores[one.key])
         texts = _texts(subject, split, scores)
-    return Reading(values, scores, texts)
+    return Reading(values, scores, texts, notes=notes)
 
 
 def _wanted(measures: tuple[Measure, ...], names: Collection[str] | None) -> list[Measure]:

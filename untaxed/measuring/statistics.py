@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import nearest
+from .corpus import bleu, chrf
 from .quantiles import t_cdf, t_quantile
 
 Array = NDArray[np.float64]
@@ -58,7 +59,9 @@ STATISTICS: dict[str, Callable[[Array], Array]] = {
     "mean": _mean,  # k = 1: the score
     "token_mean": _token_mean,  # k = 2: sum over tokens, number of tokens
     "at_equal_length": _at_equal_length,  # k = 5: 1, x, y, x y, x x of a length difference x; zeros where undefined
-    "perplexity": _perplexity,  # k = 2: negative log-likelihood in nats, number of tokens
+    "perplexity": _perplexity,  # k = 2: negative log-likelihood in nats, number of tokens (or words, or bytes)
+    "bleu": bleu,  # k = 11: lengths, matched and all n-grams, number of items
+    "chrf": chrf,  # k = 18: n-grams written, right and matched
 }
 
 

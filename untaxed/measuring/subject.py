@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from .batching import LOGIT_ENTRIES, Batch, Scored, batches, context_length
-from .encoding import Remembered
+from .encoding import Remembered, encode_prompts
 from .forward import logits_at
+from .generating import Decoding, greedy
 from .sampling import Completions, sample
 from .suite import Split, Suite
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A measure's items that fit into a model's context.
+
+    Attributes:
+        kept: Their positions among all items, in order.
+        items: How many there are in all.
+        batches: What is scored of those that fit; owners count through what is scored, item by item.
+    """
+
+    kept: tuple[int, ...]
+    items: int
+    batches: list[Batch]
 
 
 class Subject:
@@ -33,6 +51,8 @@ class Subject:
         self._completions: dict[Split, Completions] = {}
         self._sample_batches: dict[Split, list[Batch]] = {}
         self._sample_logits: dict[Split, list[Tensor]] = {}
+        self._written: dict[Hashable, tuple[list[str], tuple[int, ...]]] = {}
+        self._notes: list[str] = []
 
     @property
     def vocabulary(self) -> int:
@@ -60,10 +80,72 @@ class Subject:
         share = not getattr(self.model, "_is_stateful", False)  # recurrent states cannot be handed to several rows
         return batches(items, vocabulary=self.vocabulary, limit=self.context, device=self.device.type, share=share)
 
-    def remembered(self, memory: Remembered, split: Split, encoded: Callable[[Any], list[Scored]]) -> list[Batch]:
-        """The batches of a measure's items, encoded once per tokenizer, kind of model and split."""
+    def fitting(
+        self, memory: Remembered, split: Split, encoded: Callable[[Any], list[list[Scored]]], name: str
+    ) -> Fitting:
+        """What a measure scores, encoded once per tokenizer, kind of model and split.
+
+        Items longer than the context are left out, counted and named in the result, never cut.
+
+        Args:
+            memory: The measure's.
+            split: Which of its items.
+            encoded: Returns what is scored of every item.
+            name: The measure's, for errors.
+        Raises:
+            DataError: No item fits.
+        """
         key = (split, self.vocabulary, self.context, self.device.type)
-        return memory.get(self.tokenizer, key, lambda: self.batches(encoded(self.tokenizer)))
+        made: Fitting = memory.get(self.tokenizer, key, lambda: self._fitting(encoded(self.tokenizer)))
+        self.left_out(made.kept, made.items, f"{name} {split}")
+        return made
+
+    def _fitting(self, items: list[list[Scored]]) -> Fitting:
+        lengths = [max(len(one.tokens) - 1 for one in item) for item in items]  # the last token is never read
+        kept = self._that_fit(lengths)
+        return Fitting(kept, len(items), self.batches([one for at in kept for one in items[at]]))
+
+    def _that_fit(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        limit = self.context
+        return tuple(at for at, length in enumerate(lengths) if limit is None or length <= limit)
+
+    def left_out(self, kept: Sequence[Any], items: int, name: str) -> None:
+        """Notes how many items are longer than the context; that none is kept is a `DataError`."""
+        if items and not kept:
+            raise DataError(f"{name}: all {items} items are longer than the model's context of {self.context} tokens")
+        if len(kept) < items:
+            self.note(f"too long: {items - len(kept)} of {items} left out")
+
+    def note(self, text: str) -> None:
+        """Says something about the measure that is being scored; it stands beside its number."""
+        self._notes.append(text)
+
+    def take_notes(self) -> list[str]:
+        """What has been noted since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def written(self, prompts: Sequence[str], decoding: Decoding, name: str) -> tuple[list[str], tuple[int, ...]]:
+        """What the model writes after prompts by greedy decoding, and the positions of the prompts that fit.
+
+        A prompt that does not fit into the context with ``max_new_tokens`` is left out, counted and noted. The same
+        prompts are written once, however many measures ask.
+
+        Args:
+            prompts: As texts; a chat template has been applied already.
+            decoding: How.
+            name: Names measure and split in errors.
+        """
+        key = (tuple(prompts), decoding)
+        if key not in self._written:
+            ids = encode_prompts(self.tokenizer, prompts)
+            kept = self._that_fit([len(one) + decoding.max_new_tokens for one in ids])
+            fitting = [ids[at] for at in kept]
+            texts = greedy(self.model, self.tokenizer, fitting, decoding, where=f"{name} item")
+            self._written[key] = texts, kept
+        texts, kept = self._written[key]
+        self.left_out(kept, len(prompts), name)
+        return texts, kept
 
     def completions(self, split: Split) -> Completions:
         """What the model writes after the suite's prompts; drawn once, always with the suite's seed."""

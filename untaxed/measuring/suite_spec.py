@@ -2,11 +2,11 @@
 
     reward: {proxy: vader, gold: {text_classifier: {rows: {path: reviews.jsonl.gz}}}}
     abilities:
-      select:
-        - {name: piqa, kind: multiple_choice, rows: {…, columns: {prompt: goal, answer: label}}, choices: [sol1, sol2]}
+      select: [piqa, {task: gsm8k, limit: 200}]                       # shipped tasks; see `untaxed.measuring.tasks`
       report:
         - {name: capitals, kind: exact_match, rows: {path: capitals.csv}, template: "The capital of {country} is"}
-    drift: [forward_kl, {perplexity: {name: wikitext, rows: {path: wiki.txt}, limit: 100}}]
+        - {lm_eval: truthfulqa_mc1, limit: 100}                       # any task of lm-evaluation-harness
+    drift: [forward_kl, {perplexity: wikitext}, {perplexity: {name: mine, rows: {path: mine.txt}, limit: 100}}]
     every: 20
 
 Rows are divided into validation and test by a hash, so that the same row is in the same part everywhere.
@@ -17,19 +17,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from ..errors import DataError
-from ..rows import Row, RowsSource, subset
-from .abilities import Choice, Item, exact_match, multiple_choice
+from ..rows import Row, subset
+from .ability_spec import AbilitySpec
 from .contest_spec import PairsSpec, WinRate, build_judge, judge_path, pair_measures, reward_measures
-from .drift import entropy, forward_kl, length, perplexity, reverse_kl
+from .drift import entropy, forward_kl, length, reverse_kl
+from .lm_eval_tasks import LmEvalSpec, lm_eval_ability
+from .perplexity import perplexity
 from .reward_spec import Name, RewardSpec, build_reward, single_is_proxy, source_path, without_defaults
+from .scorers import ability
 from .side_effects import SIDE_EFFECTS
 from .suite import Measure, Reward, Sampling, Split, Suite
-from .suite_items import AbilitySpec, field_of, items_of, rows_by_split
+from .suite_items import field_of, rows_by_split
+from .tasks import TextsSpec, expanded, expanded_texts
 from .win_rates import Judge
 
 DRIFT: Mapping[str, Callable[[], Measure]] = {
@@ -49,38 +53,42 @@ class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _which(entry: Any) -> str:
+    """Whether an ability is one of lm-evaluation-harness or of ours."""
+    named = "lm_eval" in entry if isinstance(entry, Mapping) else isinstance(entry, LmEvalSpec)
+    return "theirs" if named else "ours"  # no keys of theirs, which would be taken for a part of an error's path
+
+
+AnyAbility = Annotated[
+    Annotated[AbilitySpec, Tag("ours")] | Annotated[LmEvalSpec, Tag("theirs")],
+    Discriminator(_which),
+    BeforeValidator(lambda entry: expanded(entry, Path.cwd())),
+]
+
+
 class AbilitiesSpec(_Spec):
-    """The abilities.
+    """The abilities: a shipped task, a task file, ``{task: …, with settings}``, ``{lm_eval: …}``, or written out.
 
     Attributes:
         select: What choices may look at.
         report: What is shown and never chosen on.
+        chat: Whether prompts are user's messages in the model's chat template, where an ability does not say.
     """
 
-    select: list[AbilitySpec] = Field(min_length=1)
-    report: list[AbilitySpec] = []
-
-
-class TextsSpec(_Spec):
-    """Texts for perplexity.
-
-    Attributes:
-        name: The measure's name in results.
-        rows: Rows with a field ``text``.
-        limit: At most so many texts a split.
-        max_tokens: Only so many tokens of each text are read; None reads all of a text that fits into the context.
-    """
-
-    name: str = Field(default="perplexity", pattern=r"^[\w-]+$")
-    rows: RowsSource
-    limit: int | None = Field(default=None, ge=1)
-    max_tokens: int | None = Field(default=None, ge=2)
+    select: list[AnyAbility] = Field(min_length=1)
+    report: list[AnyAbility] = []
+    chat: bool = False
 
 
 class PerplexitySpec(_Spec):
-    """``{perplexity: …}``."""
+    """``{perplexity: …}``: a task's name, ``{task: …, with settings}``, or written out."""
 
     perplexity: TextsSpec
+
+    @field_validator("perplexity", mode="before")
+    @classmethod
+    def _task(cls, entry: Any) -> Any:
+        return expanded_texts(entry, Path.cwd())
 
 
 class SuiteSpec(_Spec):
@@ -175,8 +183,9 @@ def build_suite(
     Raises:
         DataError: Rows cannot be read or used; file and row are named.
     """
-    select = [_ability(one, directory) for one in spec.abilities.select]
-    report = [_ability(one, directory) for one in spec.abilities.report]
+    chat = spec.abilities.chat
+    select = [_ability(one, directory, chat) for one in spec.abilities.select]
+    report = [_ability(one, directory, chat) for one in spec.abilities.report]
     return Suite(
         measures=(
             *reward_measures(rewards, judges or {}, length_controlled=spec.length_controlled),
@@ -192,12 +201,10 @@ def build_suite(
     )
 
 
-def _ability(spec: AbilitySpec, directory: Path) -> Measure:
-    items = items_of(spec, directory)
-    if spec.kind == "exact_match":
-        return exact_match(spec.name, cast(Mapping[Split, Sequence[Item]], items), eos=spec.eos)
-    normalise = None if spec.normalise == "none" else spec.normalise
-    return multiple_choice(spec.name, cast(Mapping[Split, Sequence[Choice]], items), normalise=normalise)
+def _ability(spec: AbilitySpec | LmEvalSpec, directory: Path, chat: bool) -> Measure:
+    if isinstance(spec, LmEvalSpec):
+        return lm_eval_ability(spec, directory, chat=chat)
+    return ability(spec, directory, chat=chat)
 
 
 def _perplexity(spec: PerplexitySpec, directory: Path) -> Measure:
@@ -208,7 +215,7 @@ def _perplexity(spec: PerplexitySpec, directory: Path) -> Measure:
     texts = spec.perplexity
     parts = rows_by_split(texts.rows, directory, check, "text", texts.limit)
     by_split = {split: [str(row["text"]) for row in rows] for split, rows in parts.items()}
-    return perplexity(texts.name, by_split, max_tokens=texts.max_tokens)
+    return perplexity(texts.name, by_split, max_tokens=texts.max_tokens, unit=texts.unit)
 
 
 def _some(prompts: Sequence[str], limit: int | None, split: Split) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..measuring.abilities import Item, exact_match
-from ..measuring.drift import forward_kl, perplexity, reverse_kl
+from ..measuring.drift import forward_kl, reverse_kl
+from ..measuring.perplexity import perplexity
 from ..measuring.rewards import reward
 from ..measuring.suite import SPLITS, Measure, Reward, Sampling, Split, Suite
 from ..training.task import Task

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..measuring.reward_sources import anchored
+from ..measuring.tasks import located_tasks
 from .sources import WORLDS
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -18,13 +19,14 @@ def located(raw: Any, base: Path) -> Any:
 
     ``${NAME}`` and ``${NAME:-default}`` may stand in every text; a variable that is not set and has no default stays as
     it is, for whoever reads the file to name it. Paths are the values of the keys ``path``, wherever they stand, under
-    ``models`` those names that lead to something that exists or that look like a path and not like a hub id, and the
-    modules of rewards and judges that lie beside the spec or in the working directory.
+    ``models`` those names that lead to something that exists or that look like a path and not like a hub id, task
+    files, and the modules of rewards and judges that lie beside the spec or in the working directory.
     """
     raw = _walk(raw, base)
     if isinstance(raw, dict) and isinstance(raw.get("models"), dict):
         raw["models"] = {key: _models(value, base) for key, value in raw["models"].items()}
-    if isinstance(raw, dict) and isinstance(measure := raw.get("measure"), dict):
+    if isinstance(raw, dict) and isinstance(raw.get("measure"), dict):
+        measure = located_tasks(raw["measure"], base)
         ways = {"reward": _rewards, "win_rates": _each}
         raw["measure"] = {key: ways[key](value, base) if key in ways else value for key, value in measure.items()}
     return raw

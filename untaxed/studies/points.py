@@ -61,6 +61,8 @@ class Points:
             stored[split] = split_values(reading)
             stored |= {"why": reading.why} if reading.why else {}
             self.scores |= {f"{name}/{split}/{key}": scores for key, scores in reading.scores.items()}
+            said = (f"{key}, {split}: {text}" for key, texts in reading.notes.items() for text in texts)
+            self.notes += [note for note in dict.fromkeys(said) if note not in self.notes]  # once, not at every point
         if "validation" in readings:
             self.texts[name] = [dict(text) for text in readings["validation"].texts[:TEXTS]]
         self.points[self.names().index(name)] = stored
