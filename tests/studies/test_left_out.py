@@ -8,7 +8,7 @@ def test_notes_of_a_reading_are_said_once_a_run() -> None:
     points = Points(notes=["earlier"])
     heard = points.notes  # whoever shows the run's warnings holds this list
     reading = Reading(
-        {"reward": {}, "abilities": {}, "drift": {}}, {}, [], {"abilities.drop": ["too long: 3 of 9 left out"]}
+        {"reward": {}, "abilities": {}, "drift": {}}, {}, [], notes={"abilities.drop": ["too long: 3 of 9 left out"]}
     )
     for step in (1, 2):
         point = {"step": step, "name": f"step-{step}", "variant": None, "phase": None, "weights": None}
