@@ -21,7 +21,7 @@ METHODS: list[Any] = [
     {"replay": {"coefficient": 0.5, "batch_size": 2}},
     {"kl_loss": {"on": "own"}},
     [{"distill": {}}, {"l1": {"strength": 0.05}}],
-    [{"lora": {"rank": 2, "learning_rate": 5e-2}}, {"averaging": {"initial_share": 0.5}}],
+    [{"lora": {"rank": 2, "learning_rate": 1e-2}}, {"averaging": {"initial_share": 0.5}}],
 ]
 
 
