@@ -84,7 +84,7 @@ def measure(
     first = _scored(start, start, loaded, directory, say)
     entries, chosen = [], {}
     for model in others:
-        scored = _scored(model, start, loaded, directory, say)
+        scored = _paired(_scored(model, start, loaded, directory, say), first)
         told = {"name": model.name, "path": str(model.path), "content": model.digest}
         shown = _items(model, start, loaded, directory, first, scored, splits, say)
         entries.append({**told, **numbers(loaded.suite, first, scored, splits), "items": shown})
@@ -132,7 +132,11 @@ def _scored(model: _Model, start: _Model, loaded: Loaded, directory: Path, say: 
         def compute(one: Measure = one) -> Splits:
             say(f"{model.name}: {one.name}")
             subject = _subject(model, start, loaded)
-            return {split: measuring.measure(subject, split, [one.key]).scores[one.key] for split in SPLITS}
+            readings = {split: measuring.measure(subject, split, [one.key]) for split in SPLITS}
+            for split, reading in readings.items():
+                for note in reading.notes.get(one.key, ()):
+                    say(f"{model.name}: {one.name}, {split}: {note}")
+            return {split: reading.scores[one.key] for split, reading in readings.items()}
 
         try:
             with told(say):
@@ -141,6 +145,16 @@ def _scored(model: _Model, start: _Model, loaded: Loaded, directory: Path, say: 
             why[one.key] = str(reason)
             say(f"{model.name}: {one.name}: {reason}")
     return Scored(scores, why)
+
+
+def _paired(scored: Scored, first: Scored) -> Scored:
+    """The scores, without those of measures of which other items fit into this model's context than into initial's."""
+    other = {
+        key: "other items fit into its context than into initial's, so that they cannot be paired"
+        for key, splits in scored.scores.items()
+        if key in first.scores and any(len(first.scores[key][split]) != len(splits[split]) for split in splits)
+    }
+    return Scored({key: value for key, value in scored.scores.items() if key not in other}, {**scored.why, **other})
 
 
 def _same_tokens(first: Any, second: Any) -> bool:
@@ -175,7 +189,7 @@ def _items(
         return _subject(start, start, loaded), _subject(model, start, loaded)
 
     found = {}
-    for one in loaded.suite.group("abilities"):
+    for one in (one for one in loaded.suite.group("abilities") if one.key in scored.scores):
         ours, theirs = scored.scores[one.key], first.scores[one.key]
 
         def compute(one: Measure = one, ours: Splits = ours, theirs: Splits = theirs) -> dict[str, Any]:

@@ -34,16 +34,16 @@ def bleu_counts(answer: str, rights: Sequence[str]) -> list[float]:
 
 
 def bleu(average: Array) -> Array:
-    r"""Corpus BLEU from 0 to 100, from averages of `bleu_counts` and of the number of items.
+    r"""Corpus BLEU from 0 to 100, from averages of `bleu_counts` and, last, the number of items.
 
     .. math:: 100 \cdot \min(1, e^{1 - r/c}) \prod_{n=1}^4 p_n^{1/4}
 
     An order of which nothing matched has :math:`p_n = 1 / (2^k N_n)`, N_n n-grams in all, for the k-th such order. That
-    needs counts, not averages, so every item's row ends with the number of items.
+    needs counts, not averages.
 
     Source: Papineni et al. 2002; Post 2018 (sacrebleu's defaults: 13a, exponential smoothing), arXiv:1804.08771.
     """
-    items = np.round(average[..., -1])
+    items = average[..., -1]
     length, right = average[..., 0], average[..., 1]
     counts, every = average[..., 2 : 2 + ORDER], average[..., 2 + ORDER : 2 + 2 * ORDER]
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -34,19 +34,17 @@ class Metric:
         score: Maps an answer and what is right to one number, or to several counts.
         statistic: How these become the ability's number: a row of `untaxed.measuring.statistics.STATISTICS`.
         unit: What the number counts.
-        items: Whether the number of items is needed beside the counts.
     """
 
     summary: str
     score: Callable[[str, Sequence[Any]], float | Sequence[float]]
     statistic: str = "mean"
     unit: str = "share right"
-    items: bool = False
 
-    def counts(self, answer: str, rights: Sequence[Any], items: int) -> list[float]:
+    def counts(self, answer: str, rights: Sequence[Any]) -> list[float]:
         """The row of sufficient statistics of one answer; an empty one is worth nothing, whatever is right."""
         score = 0.0 if not answer and self.statistic == "mean" else self.score(answer, rights)
-        return [*(score if isinstance(score, Sequence) else [score]), *([items] if self.items else [])]
+        return list(score) if isinstance(score, Sequence) else [score]
 
 
 METRICS: Mapping[str, Metric] = {
@@ -56,7 +54,7 @@ METRICS: Mapping[str, Metric] = {
     "f1": Metric("overlap of words with the right answer (SQuAD)", answers.f1, unit="overlap"),
     "drop_em": Metric("right but for case, articles, marks and how numbers are written (DROP)", answers.drop_exact),
     "drop_f1": Metric("overlap of words, numbers must agree (DROP)", answers.drop_f1, unit="overlap"),
-    "bleu": Metric("corpus BLEU, 0 to 100", corpus.bleu_counts, "bleu", "BLEU", items=True),
+    "bleu": Metric("corpus BLEU, 0 to 100", corpus.bleu_counts, "bleu", "BLEU"),
     "chrf": Metric("corpus chrF2, 0 to 100", corpus.chrf_counts, "chrf", "chrF"),
     "instructions": Metric("all instructions of the prompt are followed (IFEval)", instructions.all_followed),
     "instructions_share": Metric("share of a prompt's instructions that are followed", instructions.share_followed),
@@ -101,7 +99,7 @@ def generated(
         found = [answers.extracted(text, pattern, take) for text in texts]
         _say(subject, texts, found)
         rights = [items[split][at].rights for at in kept]
-        scores = [row.counts(answer, right, len(kept)) for answer, right in zip(found, rights, strict=True)]
+        scores = [row.counts(answer, right) for answer, right in zip(found, rights, strict=True)]
         return np.array(scores, dtype=np.float64)
 
     def show(subject: Subject, split: Split, places: Sequence[int]) -> list[Shown]:

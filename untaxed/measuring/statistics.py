@@ -60,9 +60,12 @@ STATISTICS: dict[str, Callable[[Array], Array]] = {
     "token_mean": _token_mean,  # k = 2: sum over tokens, number of tokens
     "at_equal_length": _at_equal_length,  # k = 5: 1, x, y, x y, x x of a length difference x; zeros where undefined
     "perplexity": _perplexity,  # k = 2: negative log-likelihood in nats, number of tokens (or words, or bytes)
-    "bleu": bleu,  # k = 11: lengths, matched and all n-grams, number of items
+    "bleu": bleu,  # k = 10: lengths, matched and all n-grams
     "chrf": chrf,  # k = 18: n-grams written, right and matched
 }
+
+
+COUNTED = ("bleu",)  # formulas of counts: they are given one more column, the number of items
 
 
 def _statistic(name: str) -> Callable[[Array], Array]:
@@ -88,7 +91,14 @@ def value(statistic: str, scores: Array) -> float:
     function = _statistic(statistic)
     if scores.ndim != 2:
         raise ValueError(f"scores must be (items, k), got shape {scores.shape}")
-    return float(function(scores.mean(axis=0))) if len(scores) else math.nan
+    return float(function(_counted(statistic, scores.mean(axis=0), len(scores)))) if len(scores) else math.nan
+
+
+def _counted(statistic: str, average: Array, items: int) -> Array:
+    """The averages, with the number of items behind them where the formula needs counts."""
+    if statistic not in COUNTED:
+        return average
+    return np.concatenate([average, np.full((*average.shape[:-1], 1), float(items))], axis=-1)
 
 
 def item_weights(key: str, items: int, replicates: int = REPLICATES, seed: int = 0) -> Array:
@@ -123,7 +133,7 @@ def draws(statistic: str, scores: Sequence[Array], weights: Array) -> Array:
     stacked = np.stack(scores, axis=1)  # (items, models, k)
     items, models, k = stacked.shape
     average = (weights @ stacked.reshape(items, models * k)).reshape(-1, models, k)
-    return _statistic(statistic)(average)
+    return _statistic(statistic)(_counted(statistic, average, items))
 
 
 @dataclass(frozen=True)
