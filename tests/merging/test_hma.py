@@ -3,10 +3,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.heterogeneous import merged_loss
 from torch import Tensor, nn
+from two_processes import run_in_two
 
 from untaxed.errors import DataError, Unsupported, UntaxedError, UsageError
 from untaxed.merging import (
@@ -252,26 +249,9 @@ def test_the_result_is_an_average_that_one_can_take() -> None:
     assert torch.equal(merged["model.norm.weight"], initial["model.norm.weight"])
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
+def test_two_processes_are_one() -> None:
     """Two gloo processes, each with its part of the rows; the laws are asserted in the worker."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    network = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-    here = Path(__file__).parent
-    network["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(here / "hma_worker.py")],
-            env={**os.environ, **network, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    run_in_two(Path(__file__).with_name("hma_worker.py"))
 
 
 def made(**changes: Any) -> tuple[Parents, Partition, dict[str, Any]]:
