@@ -119,6 +119,17 @@ def test_what_was_measured_is_not_measured_again(
     assert {name for names in asked for name in names} == {"abilities.choices"}
 
 
+def test_what_other_code_scored_is_measured_again(
+    found: Any, models: Path, suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    inner = measuring.measure
+    monkeypatch.setattr(measuring, "measure", lambda *given: asked.append(given[2]) or inner(*given))
+    monkeypatch.setattr("untaxed.comparison.scores.code", lambda: "another version")
+    measure([models / "far"], models / "initial", suite, found[1])
+    assert ["abilities.written"] in asked
+
+
 def test_another_tokenizer_is_measured_but_for_the_kl(models: Path, suite: Path, tmp_path: Path) -> None:
     [entry] = measure([models / "other"], models / "initial", suite, tmp_path).summary["models"]
     assert "its tokenizer is not initial's" in entry["drift"]["forward_kl"]["why"]

@@ -4,21 +4,34 @@
     <directory>/scores/scores-<hash>.json   what it is of, for people
     <directory>/scores/items-<hash>.json    items that were lost and won, with both answers
 
-The hash is that of the model's files, of the initial model's where the measure looks at it, and of the measure's own
-content: items, settings, and for what is sampled prompts and sampling. Moving or renaming a model changes nothing.
+The hash is that of the model's files, of the initial model's where the measure looks at it, of the code that scores,
+and of the measure's own content: items, settings, and for what is sampled prompts and sampling. Moving or renaming a
+model changes nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .. import measuring
 from ..measuring.suite import Measure, Scores
 from ..studies.cache import content_key
 from ..studies.store import read_json, read_scores, write_json, write_scores
 
 Splits = dict[str, Scores]
+
+
+@cache
+def code() -> str:
+    """A hash of the code that scores: what another version of it wrote may mean something else."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(measuring.__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 class Kept:
@@ -48,5 +61,5 @@ class Kept:
 
     def _about(self, one: Measure, *, both: bool = False) -> dict[str, Any]:
         both = both or one.against is not None
-        depends = {"model": self._model, "measure": one.key, "content": self._contents[one.key]}
+        depends = {"model": self._model, "measure": one.key, "content": self._contents[one.key], "code": code()}
         return {**depends, "initial": self._initial} if both else depends
