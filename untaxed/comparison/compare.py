@@ -15,13 +15,14 @@ from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokeniz
 from ..errors import SpecError, Undefined
 from ..measuring import Subject
 from ..measuring.suite import SPLITS, Measure, Split
-from ..studies.cache import default_cache, told
+from ..studies.cache import content_key, default_cache, file_digest, told
 from ..studies.recipes import named_model
 from ..studies.record import host, versions
 from ..studies.store import VERSION, write_json
 from .examples import examples
+from .journal import KeptJournal
 from .numbers import Scored, left_out, numbers, on_validation
-from .scores import Kept, Splits
+from .scores import Kept, Splits, code, folder
 from .suite_file import Loaded, load_suite
 from .verdict import verdict
 
@@ -49,6 +50,7 @@ class _Model:
     path: Path
     digest: str
     tokenizer: Any
+    journal: KeptJournal
     subject: Subject | None = None
 
 
@@ -74,11 +76,11 @@ def measure(
     """
     loaded = suite if isinstance(suite, Loaded) else load_suite(suite)
     say("checking models")
-    start, others = _opened(initial, "initial"), [_opened(path, None) for path in models]
+    directory = default_cache() / "measured" if out is None else Path(out).absolute()
+    start, others = _opened(initial, "initial", directory), [_opened(path, None, directory) for path in models]
     _name(others)
     for line in loaded.forecasts(len(others)):
         say(line)
-    directory = default_cache() / "measured" if out is None else Path(out).absolute()
     # of one model nothing is chosen, so all items count
     splits: tuple[Split, ...] = SPLITS if len(others) == 1 else ("test",)
     first = _scored(start, start, loaded, directory, say)
@@ -94,13 +96,24 @@ def measure(
     summary = {**_summary(loaded, start, entries, out_of_it), **verdict(entries, chosen)}
     if out is not None:
         write_json(directory / "measure.json", summary)
+    for model in (start, *others):
+        model.journal.remove()
     return Comparison(summary, None if out is None else directory)
 
 
-def _opened(path: str | Path, name: str | None) -> _Model:
+def _opened(path: str | Path, name: str | None, directory: Path) -> _Model:
     where = named_model(str(path))
     check_model_dir(where)
-    return _Model(name or str(path).rstrip("/"), where, fingerprint(where), load_tokenizer(where))
+    content = _content(where)
+    journal = KeptJournal(folder(directory), f"{content} {code()}")
+    return _Model(name or str(path).rstrip("/"), where, content, load_tokenizer(where), journal)
+
+
+def _content(model: Path) -> str:
+    """A hash of every file of a model that scores depend on; where its texts end stands in a file of its own."""
+    ends = model / "generation_config.json"
+    own = fingerprint(model)
+    return content_key("model", [own, file_digest(ends)]) if ends.is_file() else own
 
 
 def _name(models: Iterable[_Model]) -> None:
@@ -168,7 +181,7 @@ def _subject(model: _Model, start: _Model, loaded: Loaded) -> Subject:
         initial = None if model is start else _subject(start, start, loaded)
         # one tokenizer object for all that share it: encoded items are remembered with it
         tokenizer = start.tokenizer if _same_tokens(model.tokenizer, start.tokenizer) else model.tokenizer
-        model.subject = Subject(weights, tokenizer, loaded.suite, initial=initial)
+        model.subject = Subject(weights, tokenizer, loaded.suite, initial=initial, journal=model.journal)
     return model.subject
 
 

@@ -34,11 +34,16 @@ def code() -> str:
     return digest.hexdigest()[:16]
 
 
+def folder(directory: Path) -> Path:
+    """Where scores lie."""
+    return directory / "scores"
+
+
 class Kept:
     """The scores of one model."""
 
     def __init__(self, directory: Path, *, model: str, initial: str, contents: Mapping[str, str]) -> None:
-        self._directory = directory / "scores"
+        self._directory = folder(directory)
         self._model, self._initial, self._contents = model, initial, contents
 
     def scores(self, one: Measure, compute: Callable[[], Splits]) -> Splits:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import DataError, RunFailed
 from .batching import Batch, Scored
 from .encoding import Remembered, chat_prompts, encode, encode_answers
-from .forward import log_probs, totals
+from .forward import totals
 from .sampling import sample
 from .subject import Fitting, Subject
 from .suite import Measure, Sampling, Scores, Shown, Split
@@ -65,9 +66,9 @@ def exact_match(
         found = fitting(subject, split)
         right = np.ones(len(found.kept))
         for batch in found.batches:
-            best, tokens = subject.logits(batch).max(-1)
-            right[batch.owners[tokens.cpu() != batch.targets].numpy()] = 0.0
-            right[batch.owners[best.isnan().cpu()].numpy()] = np.nan
+            tokens = _written_next(subject, batch).numpy()
+            with np.errstate(invalid="ignore"):  # what is not a number stays so, and is said below
+                np.minimum.at(right, batch.owners.numpy(), tokens)
         return _numbers(right, found.kept, f"{name} {split}")[:, None]
 
     def show(subject: Subject, split: Split, places: Sequence[int]) -> list[Shown]:
@@ -80,6 +81,17 @@ def exact_match(
     return Measure("abilities", name, "mean", score, chance=chance, show=show)
 
 
+def _written_next(subject: Subject, batch: Batch) -> Tensor:
+    """Whether each scored token is the most probable one, ``(scored,)``: 1 or 0, not a number where the model's is."""
+
+    def compute() -> Tensor:
+        best, tokens = subject.logits(batch).max(-1)
+        right = (tokens.cpu() == batch.targets).double()
+        return right.masked_fill(best.isnan().cpu(), float("nan"))
+
+    return subject.per_token(batch, "written_next", compute)
+
+
 def _written(subject: Subject, items: Sequence[Item], chat: bool) -> Sequence[str]:
     """What the model writes greedily after each prompt, a little longer than the longest answer."""
     lengths = [len(ids) for ids in encode(subject.tokenizer, [item.answer for item in items])]
@@ -87,7 +99,7 @@ def _written(subject: Subject, items: Sequence[Item], chat: bool) -> Sequence[st
     prompts = [item.prompt for item in items]
     if chat:
         prompts = chat_prompts(subject.tokenizer, prompts, "item")
-    return sample(subject.model, subject.tokenizer, prompts, Sampling(longest, 0.0)).texts
+    return sample(subject.model, subject.tokenizer, prompts, Sampling(longest, 0.0), subject.journal).texts
 
 
 def multiple_choice(
@@ -160,7 +172,7 @@ def _totals(
     texts = [choice for item in items for choice in item.choices]
     sums = np.zeros((len(texts), 2))
     for batch in batches:
-        sums += totals(log_probs(subject.logits(batch), batch.targets), batch.owners, len(texts))
+        sums += totals(subject.log_probs(batch), batch.owners, len(texts))
     ends = np.cumsum([len(item.choices) for item in items])
     return np.split(sums[:, 0] / _lengths(texts, sums[:, 1], normalise), ends[:-1])
 

@@ -71,6 +71,12 @@ class Batch:
     targets: Tensor
     owners: Tensor
 
+    def content(self) -> list[Any]:
+        """All of it as plain values."""
+        before = [] if self.context is None else [self.context.input_ids, self.context.mask, self.context.parents]
+        own = [self.input_ids, self.mask, self.rows, self.columns, self.targets, self.owners]
+        return [tensor.tolist() for tensor in (*own, *before)]
+
 
 @dataclass
 class _Family:

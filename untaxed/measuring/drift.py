@@ -26,7 +26,9 @@ def forward_kl(name: str = "forward_kl") -> Measure:
     """
 
     def score(subject: Subject, split: Split) -> Scores:
-        return _token_sums(subject.initial, split, lambda batch, initial: _kl(initial, subject.logits(batch)))
+        return token_sums(
+            subject, subject.initial, split, name, lambda batch, initial: _kl(initial, subject.logits(batch))
+        )
 
     return Measure("drift", name, "token_mean", score, unit="nats a token", against="tokens")
 
@@ -38,7 +40,9 @@ def reverse_kl(name: str = "reverse_kl") -> Measure:
     """
 
     def score(subject: Subject, split: Split) -> Scores:
-        return _token_sums(subject, split, lambda batch, policy: _kl(policy, subject.initial.logits(batch)))
+        return token_sums(
+            subject, subject, split, name, lambda batch, policy: _kl(policy, subject.initial.logits(batch))
+        )
 
     return Measure("drift", name, "token_mean", score, unit="nats a token", against="tokens")
 
@@ -47,9 +51,10 @@ def entropy(name: str = "entropy") -> Measure:
     """Token-mean entropy of the policy on its own samples; it falls when the policy collapses."""
 
     def score(subject: Subject, split: Split) -> Scores:
-        return _token_sums(
-            subject, split, lambda _, policy: torch.cat([divergence.entropy(part) for (part,) in pieces(policy)])
-        )
+        def values(_: Batch, policy: Tensor) -> Tensor:
+            return torch.cat([divergence.entropy(part) for (part,) in pieces(policy)])
+
+        return token_sums(subject, subject, split, name, values)
 
     return Measure("drift", name, "token_mean", score, unit="nats a token")
 
@@ -68,11 +73,25 @@ def token_counts(drawn: Completions) -> Scores:
     return drawn.mask.sum(1).double().numpy()
 
 
-def _token_sums(writer: Subject, split: Split, values: Callable[[Batch, Tensor], Tensor]) -> Scores:
-    """Sum and count, for every sample of `writer`, of a value a token, from a batch and the logits."""
+def token_sums(
+    subject: Subject, writer: Subject, split: Split, what: str, values: Callable[[Batch, Tensor], Tensor]
+) -> Scores:
+    """Sum and count, for every sample of `writer`, of a number a token, ``(items, 2)``.
+
+    Args:
+        subject: The model under measurement.
+        writer: It, or its initial one.
+        split: Which prompts the samples follow.
+        what: Names the number.
+        values: Maps a batch of samples and their writer's logits to the numbers.
+    """
     sums = np.zeros((len(writer.completions(split).texts), 2))
-    for batch, logits in writer.read_samples(split):
-        sums += totals(values(batch, logits), batch.owners, len(sums))
+    for number, batch in enumerate(writer.sample_batches(split)):
+
+        def compute(number: int = number, batch: Batch = batch) -> Tensor:
+            return values(batch, writer.sample_logits(split, number))
+
+        sums += totals(subject.per_token(batch, what, compute), batch.owners, len(sums))
     return sums
 
 

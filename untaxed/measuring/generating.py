@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..errors import RunFailed, Unsupported
 from .forward import positions_of, read
+from .journal import NOTHING_KEPT, Journal
 
 CACHE_TOKENS = {"cpu": 16384}  # tokens whose keys and values are held at once
 DEVICE_CACHE_TOKENS = 131072  # on an accelerator
@@ -39,7 +41,15 @@ class Decoding:
 
 
 @torch.no_grad()
-def greedy(model: Any, tokenizer: Any, prompts: Sequence[Ids], decoding: Decoding, *, where: str) -> list[str]:
+def greedy(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Ids],
+    decoding: Decoding,
+    *,
+    where: str,
+    journal: Journal = NOTHING_KEPT,
+) -> list[str]:
     """Writes the answer to every prompt.
 
     Args:
@@ -48,6 +58,7 @@ def greedy(model: Any, tokenizer: Any, prompts: Sequence[Ids], decoding: Decodin
         prompts: The prompts' tokens, at least one each; with the answer they fit into the context.
         decoding: How.
         where: Names the prompts in errors, which add the number: "gsm8k test item".
+        journal: Notes the answers batch by batch.
     Returns:
         The answers as texts, without special tokens, cut at the first stop text.
     Raises:
@@ -58,10 +69,17 @@ def greedy(model: Any, tokenizer: Any, prompts: Sequence[Ids], decoding: Decodin
     device = next(model.parameters()).device.type
     most = CACHE_TOKENS.get(device, DEVICE_CACHE_TOKENS)
     for chosen in _batches(prompts, decoding.max_new_tokens, most):
-        written = _Writer(model, tokenizer, decoding, f"{where} {{}}", chosen).write([prompts[at] for at in chosen])
+        asked = [prompts[at] for at in chosen]
+        writer = _Writer(model, tokenizer, decoding, f"{where} {{}}", chosen)
+        written = journal.once(partial(_about, asked, decoding, ends(model, tokenizer)), partial(writer.write, asked))
         for at, text in zip(chosen, written, strict=True):
             answers[at] = text
     return answers
+
+
+def _about(prompts: Sequence[Ids], decoding: Decoding, last: Collection[int]) -> list[Any]:
+    """All that the answers of a batch depend on beside the model."""
+    return ["written", asdict(decoding), sorted(last), [list(ids) for ids in prompts]]
 
 
 def _batches(prompts: Sequence[Ids], new: int, most_tokens: int) -> Iterator[list[int]]:

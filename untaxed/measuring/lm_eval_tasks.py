@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import DataError, SpecError, Unsupported, UntaxedError, last_line, nearest, require
 from ..rows import fraction
+from .lm_eval_resume import resuming
 from .subject import Subject
 from .suite import SPLITS, Measure, Scores, Split
 
@@ -155,7 +156,10 @@ def _evaluated(
     models = require("lm_eval.models.huggingface", extra="eval")
     with _quiet(), _own_padding(subject.tokenizer):
         try:
-            model = models.HFLM(
+            reader = models.HFLM
+            if subject.journal.of:
+                reader = resuming(reader, subject.journal, spec.batch_size)
+            model = reader(
                 pretrained=subject.model,
                 tokenizer=subject.tokenizer,
                 batch_size=spec.batch_size,

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import DataError
 from .batching import Scored
 from .encoding import Remembered, encode, opening
-from .forward import log_probs, totals
+from .forward import totals
 from .subject import Subject
 from .suite import Measure, Scores, Split
 
@@ -49,7 +49,7 @@ def perplexity(
         fitting = subject.fitting(memory, split, encoded, name)
         sums = np.zeros((len(fitting.kept), 2))
         for batch in fitting.batches:
-            sums += totals(-log_probs(subject.logits(batch), batch.targets), batch.owners, len(sums))
+            sums += totals(-subject.log_probs(batch), batch.owners, len(sums))
         if unit != "token":
             sums[:, 1] = [_units(texts[split][at], unit) for at in fitting.kept]
         return sums

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import DataError
 from .batching import Scored
 from .encoding import encode_answers
-from .forward import log_probs, totals
+from .forward import totals
 from .subject import Subject
 from .suite import Measure, Scores, Split
 
@@ -50,7 +50,7 @@ class _Implicit:
             scored = self._encoded(subject, split)
             sums = np.zeros((len(scored), 2))
             for batch in subject.batches(scored):
-                sums += totals(log_probs(subject.logits(batch), batch.targets), batch.owners, len(sums))
+                sums += totals(subject.log_probs(batch), batch.owners, len(sums))
             known[split] = sums[:, 0].reshape(-1, 2)
         return known[split]
 

@@ -6,17 +6,19 @@ import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..checkpoints import check_model_dir, load_classifier, load_tokenizer
+from ..checkpoints import check_model_dir, fingerprint, load_classifier, load_tokenizer
 from ..errors import CheckpointError, DataError, SpecError, nearest, require
 from ..templates import filled
 from .batching import context_length
 from .encoding import join
+from .journal import NOTHING_KEPT, Journal
 
 Precision = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[Precision, torch.dtype] = {
@@ -78,8 +80,16 @@ class RewardModel:
             self._check_template(load_tokenizer(self.directory))
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], journal: Journal = NOTHING_KEPT, **columns: Any
+    ) -> list[float]:
         """One number a completion; further columns, which TRL passes, are ignored.
+
+        Args:
+            prompts: As texts.
+            completions: As texts, one a prompt.
+            journal: Notes the rewards batch by batch.
+            columns: Not looked at.
 
         Raises:
             DataError: Texts are longer than the model can read, or hold nothing to read; they are counted, never cut.
@@ -96,10 +106,20 @@ class RewardModel:
         values = [0.0] * len(texts)
         names = [name for name in inspect.signature(model.forward).parameters if name in encoded]
         for chosen, inputs in self._batches({name: encoded[name] for name in names}, model.config.pad_token_id):
-            logits = model(**{name: part.to(model.device) for name, part in inputs.items()}).logits
-            for at, value in zip(chosen, _values(logits.float(), kind)[:, column].tolist(), strict=True):
+
+            def read(inputs: Mapping[str, Tensor] = inputs) -> Tensor:
+                logits = model(**{name: part.to(model.device) for name, part in inputs.items()}).logits
+                return _values(logits.float(), kind)[:, column]
+
+            found = journal.once(partial(self._about, inputs), read)
+            for at, value in zip(chosen, found.tolist(), strict=True):
                 values[at] = value
         return values
+
+    def _about(self, inputs: Mapping[str, Tensor]) -> list[Any]:
+        """All that the rewards of a batch depend on."""
+        read = {name: part.tolist() for name, part in inputs.items()}
+        return ["rewards", _content(self.directory), self.label, self.dtype, read]
 
     def text(self, tokenizer: Any, prompt: str, completion: str) -> str:
         """What the model reads."""
@@ -166,6 +186,9 @@ def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     """``(rows, longest)``, padded on the right."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
+
+
+_content = functools.cache(fingerprint)  # of the weights that are loaded, once in a process, too
 
 
 @functools.cache

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ..errors import DataError, UntaxedError, short
+from .journal import NOTHING_KEPT, Journal
+from .reward_models import RewardModel
 from .sampling import Completions
 from .subject import Subject
 from .suite import Measure, Reward, Scores, Split
@@ -33,12 +36,13 @@ class Rated:
         known = self._known.setdefault(subject, {})
         if split not in known:
             drawn = subject.completions(split)
-            known[split] = self.of(drawn.prompts, drawn.texts)
+            known[split] = self.of(drawn.prompts, drawn.texts, subject.journal)
         return known[split]
 
-    def of(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+    def of(self, prompts: Sequence[str], completions: Sequence[str], journal: Journal = NOTHING_KEPT) -> np.ndarray:
         """``(items,)`` rewards of texts."""
-        return rewards_of(self.name, self.fn, prompts, completions)
+        fn = partial(self.fn, journal=journal) if isinstance(self.fn, RewardModel) else self.fn
+        return rewards_of(self.name, fn, prompts, completions)
 
 
 def reward(name: str, fn: Reward) -> Measure:

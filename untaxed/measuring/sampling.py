@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..errors import DataError, Unsupported
 from .batching import Scored, context_length
 from .encoding import encode_prompts
 from .forward import positions_of, read
+from .journal import NOTHING_KEPT, Journal
 from .suite import Sampling
 
 
@@ -42,13 +44,21 @@ class Completions:
         return [Scored(ids + new, len(ids), f"the completion of prompt {at}") for at, (ids, new) in pairs]
 
 
-def sample(model: Any, tokenizer: Any, prompts: Sequence[str], sampling: Sampling) -> Completions:
+def sample(
+    model: Any, tokenizer: Any, prompts: Sequence[str], sampling: Sampling, journal: Journal = NOTHING_KEPT
+) -> Completions:
     """Draws one completion a prompt from softmax(logits / temperature), nothing cut off (no top-k, no top-p).
 
     Token t of item i is drawn by inverting the distribution function at a uniform number that depends on
     ``sampling.seed``, i and t only. So the draws do not depend on batches, touch no global random state, and are
     the same for every model: two models that agree write the same text, and differences between models are less noisy.
 
+    Args:
+        model: A causal language model of transformers, in evaluation mode.
+        tokenizer: Its tokenizer.
+        prompts: As texts.
+        sampling: How.
+        journal: Notes the draws batch by batch.
     Raises:
         DataError: No prompt, or prompt and completion do not fit into the model's context.
         Unsupported: The model has no key-value cache (a purely recurrent one).
@@ -60,14 +70,25 @@ def sample(model: Any, tokenizer: Any, prompts: Sequence[str], sampling: Samplin
     token_ids = torch.zeros(len(ids), sampling.max_new_tokens, dtype=torch.long)
     mask = torch.zeros(len(ids), sampling.max_new_tokens, dtype=torch.bool)
     order = sorted(range(len(ids)), key=lambda at: len(ids[at]))
+
+    def draw(chosen: list[int]) -> Tensor:
+        asked = [ids[at] for at in chosen]
+        return _draw(model, asked, uniform[chosen], sampling.temperature, tokenizer.eos_token_id)
+
     for first in range(0, len(order), sampling.batch_size):
         chosen = order[first : first + sampling.batch_size]
-        drawn = _draw(model, [ids[at] for at in chosen], uniform[chosen], sampling.temperature, tokenizer.eos_token_id)
+
+        drawn = journal.once(partial(_about, ids, chosen, sampling), partial(draw, chosen))
         token_ids[chosen, : drawn.shape[1]] = drawn.clamp(min=0)
         mask[chosen, : drawn.shape[1]] = drawn >= 0
     kept = [row[:n] for row, n in zip(token_ids.tolist(), mask.sum(1).tolist(), strict=True)]
     texts = tokenizer.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return Completions(tuple(prompts), tuple(texts), tuple(map(tuple, ids)), token_ids, mask)
+
+
+def _about(ids: Sequence[Sequence[int]], chosen: Sequence[int], sampling: Sampling) -> list[Any]:
+    """All that the draws of a batch depend on beside the model."""
+    return ["drawn", asdict(sampling), list(chosen), [list(ids[at]) for at in chosen]]
 
 
 def check_prompts(ids: Sequence[Sequence[int]], limit: int | None, sampling: Sampling) -> None:

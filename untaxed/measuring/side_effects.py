@@ -14,8 +14,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import require
+from .batching import Batch
+from .drift import token_sums
 from .subject import Subject
 from .suite import Measure, Scores, Split
 
@@ -106,14 +109,10 @@ def top_choice() -> Measure:
     """Share of tokens of the initial model's samples at which the most probable next token is another one than its."""
 
     def score(subject: Subject, split: Split) -> Scores:
-        writer = subject.initial
-        sums = np.zeros((len(writer.completions(split).texts), 2))
-        for batch, logits in writer.read_samples(split):
-            other = subject.logits(batch).argmax(-1).cpu() != logits.argmax(-1).cpu()
-            owners = batch.owners.numpy()
-            np.add.at(sums[:, 0], owners, other.double().numpy())
-            np.add.at(sums[:, 1], owners, 1.0)
-        return sums
+        def others(batch: Batch, initial: Tensor) -> Tensor:
+            return (subject.logits(batch).argmax(-1).cpu() != initial.argmax(-1).cpu()).double()
+
+        return token_sums(subject, subject.initial, split, "top_choice", others)
 
     return Measure("drift", "top_choice", "token_mean", score, unit="share of tokens", against="tokens")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from ..errors import DataError
 from .batching import LOGIT_ENTRIES, Batch, Scored, batches, context_length
 from .encoding import Remembered, encode_prompts
-from .forward import logits_at
+from .forward import log_probs, logits_at
 from .generating import Decoding, greedy
+from .journal import NOTHING_KEPT, Journal
 from .sampling import Completions, sample
 from .suite import Split, Suite
 
@@ -41,16 +42,25 @@ class Subject:
         tokenizer: Its tokenizer; keep one object for a whole study, since encoded items are remembered with it.
         suite: What is measured and how texts are drawn.
         initial: The subject that drift is measured from; None: this one is initial itself.
+        journal: Notes what every batch gave.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, suite: Suite, initial: Subject | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        suite: Suite,
+        initial: Subject | None = None,
+        journal: Journal = NOTHING_KEPT,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.suite = suite
         self.initial = self if initial is None else initial
+        self.journal = journal
         self._completions: dict[Split, Completions] = {}
         self._sample_batches: dict[Split, list[Batch]] = {}
-        self._sample_logits: dict[Split, list[Tensor]] = {}
+        self._sample_logits: dict[Split, dict[int, Tensor]] = {}
         self._written: dict[Hashable, tuple[list[str], tuple[int, ...]]] = {}
         self._notes: list[str] = []
 
@@ -63,6 +73,20 @@ class Subject:
     def logits(self, batch: Batch) -> Tensor:
         """The logits at the batch's scored places, ``(scored, vocabulary)``."""
         return logits_at(self.model, batch)
+
+    def per_token(self, batch: Batch, what: str, compute: Callable[[], Tensor]) -> Tensor:
+        """A number for every scored token of a batch, ``(scored,)``; what the journal has is not computed again.
+
+        Args:
+            batch: What is read.
+            what: Names the number; the same name means the same computation.
+            compute: Returns the numbers.
+        """
+        return self.journal.once(lambda: [what, self.initial.journal.of, batch.content()], compute)
+
+    def log_probs(self, batch: Batch) -> Tensor:
+        """The log-probability of every scored token of a batch, ``(scored,)``."""
+        return self.per_token(batch, "log_probs", lambda: log_probs(self.logits(batch), batch.targets))
 
     @property
     def context(self) -> int | None:
@@ -141,7 +165,7 @@ class Subject:
             ids = encode_prompts(self.tokenizer, prompts)
             kept = self._that_fit([len(one) + decoding.max_new_tokens for one in ids])
             fitting = [ids[at] for at in kept]
-            texts = greedy(self.model, self.tokenizer, fitting, decoding, where=f"{name} item")
+            texts = greedy(self.model, self.tokenizer, fitting, decoding, where=f"{name} item", journal=self.journal)
             self._written[key] = texts, kept
         texts, kept = self._written[key]
         self.left_out(kept, len(prompts), name)
@@ -151,21 +175,24 @@ class Subject:
         """What the model writes after the suite's prompts; drawn once, always with the suite's seed."""
         if split not in self._completions:
             prompts = self.suite.prompts[split]
-            self._completions[split] = sample(self.model, self.tokenizer, prompts, self.suite.sampling)
+            self._completions[split] = sample(self.model, self.tokenizer, prompts, self.suite.sampling, self.journal)
         return self._completions[split]
 
-    def read_samples(self, split: Split) -> Iterator[tuple[Batch, Tensor]]:
-        """Batches of the completions, every drawn token scored, with this model's logits there.
+    def sample_batches(self, split: Split) -> list[Batch]:
+        """Batches of the completions, every drawn token scored."""
+        if split not in self._sample_batches:
+            self._sample_batches[split] = self.batches(self.completions(split).scored())
+        return self._sample_batches[split]
+
+    def sample_logits(self, split: Split, number: int) -> Tensor:
+        """This model's logits at one of `sample_batches`, ``(scored, vocabulary)``.
 
         Few logits are kept, since drift asks for them again with every model; many are computed anew each time.
         """
-        if split not in self._sample_batches:
-            self._sample_batches[split] = self.batches(self.completions(split).scored())
-        batches = self._sample_batches[split]
-        scored = sum(len(batch.targets) for batch in batches)
-        if scored * self.vocabulary > LOGIT_ENTRIES:
-            yield from ((batch, self.logits(batch)) for batch in batches)
-            return
-        if split not in self._sample_logits:
-            self._sample_logits[split] = [self.logits(batch) for batch in batches]
-        yield from zip(batches, self._sample_logits[split], strict=True)
+        batches = self.sample_batches(split)
+        if sum(len(batch.targets) for batch in batches) * self.vocabulary > LOGIT_ENTRIES:
+            return self.logits(batches[number])
+        known = self._sample_logits.setdefault(split, {})
+        if number not in known:
+            known[number] = self.logits(batches[number])
+        return known[number]
