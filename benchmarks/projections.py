@@ -94,7 +94,7 @@ def nspo(reps: int) -> None:
             own: dict[str, Any] = {"step": 1}
             if live.place.name in layers:
                 basis = bases[live.parameter.shape[1]]
-                own["displacement.0"] = {"basis": basis.basis, "free": basis.free, "input": ""}
+                own["displacement.0"] = {"basis": basis.basis, "free": basis.free, "input": str(live.parameter.shape[1])}
                 own["initial"] = live.wide + 1e-4 * torch.randn_like(live.wide)
             optimizer._own[live.place.name] = own
         lives = list(optimizer._lives())
