@@ -93,8 +93,9 @@ def nspo(reps: int) -> None:
         for live in optimizer._lives():
             own: dict[str, Any] = {"step": 1}
             if live.place.name in layers:
-                basis = bases[live.parameter.shape[1]]
-                own["displacement.0"] = {"basis": basis.basis, "free": basis.free, "input": str(live.parameter.shape[1])}
+                width = live.parameter.shape[1]
+                basis = bases[width]
+                own["displacement.0"] = {"basis": basis.basis, "free": basis.free, "input": str(width)}
                 own["initial"] = live.wide + 1e-4 * torch.randn_like(live.wide)
             optimizer._own[live.place.name] = own
         lives = list(optimizer._lives())
