@@ -336,8 +336,10 @@ class Pipeline(torch.optim.Optimizer):
         """Writes the updates that a function still owes, as those behind it that promise something make them."""
         function, *behind = self._sites["update"][number:]
         flush = getattr(function.rule, "flush", None)
+        if flush is None:
+            return []
         owed = []
-        for live in lives if flush else ():
+        for live in lives:
             old = live.wide
             update = flush(old, self._entry(live, function), live.own.get(function.key, {})) if live.own else None
             if update is not None:
