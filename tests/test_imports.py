@@ -20,6 +20,7 @@ LAYERS = [
     "strict_yaml",
     "validation",
     "method",
+    "together",
     "counter",
     "largest",
     "freed",

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, get_type_hints, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_type_hints, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from .errors import SpecError, nearest
 from .values import typed
 
 Site = Literal["model", "data", "loss", "gradient", "update", "displacement", "between", "after", "decoding"]
+SITES: tuple[Site, ...] = get_args(Site)  # in the order in which they act
 Need = Literal["pretrained", "prompts", "general_prompts", "reference_sets", "replay", "members"]
 INPUTS: Mapping[Need, str] = {  # a need that a training gives -> the field that takes it, in `Method.given_elsewhere`
     "pretrained": "delta",
@@ -254,6 +255,7 @@ class Method:
     given_elsewhere: ClassVar[frozenset[str]] = frozenset()  # fields that no spec sets
     resets: ClassVar[bool] = False  # True: replaces the policy's weights at steps of its own
     watches: ClassVar[bool] = False  # True: only looks at the policy, before the methods that change something
+    shortens: ClassVar[bool] = False  # True: of a tensor only the length is changed, so that no promise is broken
     of_initial: ClassVar[bool] = False  # True: is about the initial model alone, so that its arm has no training
 
     @classmethod
@@ -310,6 +312,16 @@ class Method:
         return False
 
     @property
+    def ships_other(self) -> bool:
+        """True when other weights than the policy's are measured and shipped; only one method of a training may."""
+        return False
+
+    @property
+    def promises(self) -> frozenset[Site]:
+        """Sites whose outcome these settings promise something exact of, which what comes behind would undo."""
+        return frozenset()
+
+    @property
     def tag(self) -> str:
         """The method with its settings as a part of a folder's name."""
         return "-".join([self.name, *map(str, self.settings().values())])
@@ -331,6 +343,9 @@ class Method:
 
     def check(self, context: Context) -> None:
         """Raises `Unsupported` with the reason before any step, where the method cannot work."""
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises a `UsageError` where the method cannot work on this very model, before any step."""
 
     def tell(self) -> str:
         """What these settings come to in numbers, for whoever chooses them; empty where there is nothing to say."""

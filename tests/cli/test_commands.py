@@ -183,6 +183,10 @@ def test_methods_lists_every_method() -> None:
     cards = {card["name"]: card for card in json.loads(untaxed("methods", "--json").stdout)}
     assert set(cards) >= {"plain", "early_stopping", "kl", "averaging", "elastic_reset"}
     assert all(name in table for name in cards)
+    assert table.split()[:3] == ["method", "acts", "needs"]
+    row = next(line for line in table.splitlines() if line.startswith("replay "))
+    assert row.split()[:3] == ["replay", "loss", "replay"]
+    assert cards["nspo"]["needs"] == ["general_prompts"]
     assert cards["elastic_reset"]["acts"] == ["between"]
     assert {"name": "decay", "type": "float", "default": None, "required": True} in cards["reset_to_average"][
         "settings"

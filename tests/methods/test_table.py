@@ -13,7 +13,7 @@ from torch import nn
 from untaxed import methods
 from untaxed.errors import SpecError, Unsupported
 from untaxed.merging import model_stock, warp
-from untaxed.method import Context, Host, Method, Weights
+from untaxed.method import Context, Host, Method, Shown, Weights
 from untaxed.weights import same, trainable
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
@@ -151,6 +151,7 @@ def test_a_due_step_says_so_and_two_seeded_runs_agree(method: Method) -> None:
         model, reference = nn.Linear(3, 2), nn.Linear(3, 2)
         host = Host(reference=lambda: trainable(reference), drift=lambda: {"step": 3, "forward_kl": 0.7})  # noqa: B023
         live = method.between(model, host)
+        assert isinstance(live, Shown) == method.ships_other
         for _ in range(9):
             with torch.no_grad():
                 model.weight.add_(torch.randn_like(model.weight))

@@ -83,6 +83,36 @@ def test_what_is_wrong_is_said_before_anything_starts(
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize(
+    ("arm", "algorithm", "message"),
+    [
+        ([{"nspo": {"every": 2}}, {"l1": {"strength": 0.1}}], {}, "put nspo behind l1"),
+        ([{"nspo": {}}, {"lora": {}}], {}, "nspo holds whole weights"),
+        ([{"ema": {"decay": 0.5}}, {"bema": {"update_every": 1}}], {}, "ema and bema: two averages go along"),
+        ({"rpo": {}}, {"loss_type": ["hinge"]}, r"rpo sets loss_type to .* the algorithm is given loss_type"),
+        (
+            {"nspo": {"every": 2, "layers": ["*.up_prj"]}},
+            {},
+            r"no linear layer is called '\*.up_prj'; did you mean '\*.up_proj'",
+        ),
+        (
+            {"nspo": {"every": 2, "threshold": "rank", "value": 50}},
+            {},
+            "rank 50 is asked for, and the layer '.*' has 32 inputs",
+        ),
+        ([{"best_of_n": {"n": 2}}, {"replay": {}}], {}, "best_of_n is about the initial model alone"),
+    ],
+)
+def test_what_contradicts_itself_or_the_model_is_said_before_anything_starts(
+    world: dict[str, Any], tmp_path: Path, arm: Any, algorithm: dict[str, Any], message: str
+) -> None:
+    spec = {**with_data(world, tmp_path), "methods": ["plain", arm]}
+    spec["algorithm"] = {**spec["algorithm"], **algorithm}
+    with pytest.raises((SpecError, Unsupported), match=message):
+        run_study(spec, tmp_path / "study", workers=0)
+    assert not (tmp_path / "study").exists()
+
+
 def test_rpo_outside_dpo_is_refused(world: dict[str, Any], tmp_path: Path) -> None:
     spec = {**world, "methods": ["plain", {"rpo": {}}], "algorithm": {**world["algorithm"], "name": "kto"}}
     with pytest.raises(Unsupported, match="rpo adds to DPO's loss through TRL's list of losses, which only dpo has"):

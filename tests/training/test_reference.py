@@ -19,8 +19,9 @@ from untaxed.callbacks import BEMA, ElasticReset, SyncReference, WARPAnchor
 from untaxed.checkpoints import load_model, load_tokenizer
 from untaxed.errors import SpecError, Unsupported
 from untaxed.method import Method
+from untaxed.together import check_together
 from untaxed.training import Task, attach
-from untaxed.training.reference import check_reference_arguments, reference_tensors
+from untaxed.training.reference import reference_tensors
 from untaxed.weights import same, trainable
 
 OPTIONS: dict[str, Any] = {
@@ -293,7 +294,7 @@ def test_one_method_moves_the_reference(tiny_task: Task, tmp_path: Path) -> None
 def test_a_kl_term_that_is_switched_off_has_no_reference_to_move(method: Method) -> None:
     off = ElasticReset(decay=0.5, reset_every=2, reference="none")
     with pytest.raises(Unsupported, match=r"elastic_reset switches the KL term off .* works on its reference"):
-        check_reference_arguments("rloo", {"beta": 0.1}, [off, method])
+        check_together([off, method])
 
 
 def test_trainers_without_a_reference_are_refused(tiny_task: Task, tmp_path: Path) -> None:

@@ -252,6 +252,10 @@ class BEMA(Method):
     def writes_reference(self) -> bool:
         return self.into == "reference"
 
+    @property
+    def ships_other(self) -> bool:
+        return True
+
     def decaying(self, step: int, power: float) -> float:
         """A weight of these settings at a step."""
         return decaying(step, power, lag=self.lag, multiplier=self.multiplier, schedule=self.schedule)

@@ -78,5 +78,9 @@ class EMA(Method):
         """The last two only where they are not at their defaults."""
         return settings_of(self, hidden=("device", "exclude"))
 
+    @property
+    def ships_other(self) -> bool:
+        return True
+
     def between(self, model: nn.Module, host: Host = ALONE) -> Between:
         return EMAState(model, **self.settings())

@@ -91,11 +91,12 @@ def _print_table(cards: list[dict[str, Any]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("method", no_wrap=True)
-    for heading in ("acts", "settings", "what it does"):
+    for heading in ("acts", "needs", "settings", "what it does"):
         table.add_column(heading, overflow="fold")
     for card in cards:
         settings = ", ".join(setting["name"] for setting in card["settings"])
-        table.add_row(card["name"], ", ".join(card["acts"]) or "-", settings or "-", card["summary"])
+        acts, needs = (", ".join(card[key]) or "-" for key in ("acts", "needs"))
+        table.add_row(card["name"], acts, needs, settings or "-", card["summary"])
     Console().print(table)
 
 

@@ -88,6 +88,7 @@ class L2(Penalty):
     title: ClassVar[str] = "L2 to initial"
     source: ClassVar[str] = "Xuhong et al. 2018 (L2-SP), arXiv:1802.01483; Lin et al. 2024, arXiv:2309.06256, section 2"
     summary: ClassVar[str] = "after every step each weight is pulled back by a share of its displacement from initial"
+    shortens: ClassVar[bool] = True
 
     def displacement_rule(self) -> Shrink:
         return Shrink(self.strength)

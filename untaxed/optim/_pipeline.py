@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -160,26 +160,43 @@ class Pipeline(torch.optim.Optimizer):
     @torch.no_grad()
     def flush(self) -> None:
         """Does what is still owed where an interval does not divide the steps: merges, projections."""
-        for live in self._lives(all=True):
-            moved = False
-            for function in self._sites["update"] if live.own else ():
-                old = live.wide
-                state = live.own.get(function.key, {})
-                flush = getattr(function.rule, "flush", None)
-                update = flush(old, self._entry(live, function), state) if flush else None
-                if update is not None:
-                    self._write(live, live.local, update, torch.zeros_like(update), "flush")
-                    moved = True
-            if moved:
-                self._displace(live)
-            self._displace(live, flush=True)
+        for chunk in self._chunks("update", list(self._lives(all=True))) or [list(self._lives(all=True))]:
+            moved = {name for number in range(len(self._sites["update"])) for name in self._flush(number, chunk)}
+            for live in chunk:
+                if live.place.name in moved:
+                    self._displace(live)
+                self._displace(live, flush=True)
+
+    @torch.no_grad()
+    def settled(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What weights become by what displacement functions promise; nothing is written.
+
+        Args:
+            weights: An average's, say, by plain name. For parameters that are not among them their own weights are
+                taken, where something is owed to these.
+        Returns:
+            The parameters that become something else, in float32 or wider.
+        """
+        found: dict[str, Tensor] = {}
+        functions = [one for one in self._sites["displacement"] if hasattr(one.rule, "settled")]
+        for live, function in itertools.product(self._lives(all=True) if functions else (), functions):
+            state, name = live.own.get(function.key), live.place.name
+            if (
+                state
+                and "initial" in live.own
+                and (name in weights or function.rule.owes(self._entry(live, function), state))
+            ):
+                initial = live.own["initial"]
+                given = found.get(name, weights[name].to(initial) if name in weights else live.wide)
+                found[name] = initial + function.rule.settled(given - initial, state)
+        return found
 
     def restart(self, parameters: Iterable[Tensor]) -> None:
-        """Somebody replaced these parameters' weights: merging windows begin anew there."""
+        """Somebody replaced these parameters' weights: merging windows begin anew there, and projections are owed."""
         given = list(parameters)
         chosen = {id(parameter) for parameter in given}
         for live in self._lives(all=True):
-            for function in self._sites["update"] if id(live.parameter) in chosen else ():
+            for function in self._functions() if id(live.parameter) in chosen else ():
                 if hasattr(function.rule, "restart") and function.key in live.own:
                     function.rule.restart(live.own[function.key])
         if hasattr(self.base, "restart"):
@@ -314,6 +331,28 @@ class Pipeline(torch.optim.Optimizer):
             updates = called(function, lives, updates, before, entries)
         for live, origin, update, own in zip(lives, given, updates, proposed):
             self._write(live, origin, update, own, "update")
+
+    def _flush(self, number: int, lives: Sequence[Live]) -> list[str]:
+        """Writes the updates that a function still owes, as those behind it that promise something make them."""
+        function, *behind = self._sites["update"][number:]
+        flush = getattr(function.rule, "flush", None)
+        if flush is None:
+            return []
+        owed = []
+        for live in lives:
+            old = live.wide
+            update = flush(old, self._entry(live, function), live.own.get(function.key, {})) if live.own else None
+            if update is not None:
+                owed.append((live, old, update))
+        if not owed:
+            return []
+        owing, before, updates = map(list, zip(*owed))
+        for later in behind:
+            if getattr(later.rule, "promises", False):
+                updates = called(later, owing, updates, before, [self._entry(live, later) for live in owing])
+        for live, update in zip(owing, updates):
+            self._write(live, live.local, update, torch.zeros_like(update), "flush")
+        return [live.place.name for live in owing]
 
     def _follows(self, live: Live, function: Function) -> bool:
         follows = getattr(function.rule, "follows", None)

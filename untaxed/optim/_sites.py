@@ -55,7 +55,10 @@ It may also have
 - ``read()``: values of the last step for the log; all processes call it;
 - ``flush(old, entry, state)`` at site update: the update that is still owed, or None; at site displacement
   ``flush(displacement, entry, state)``;
-- ``restart(state)`` at site update: somebody replaced the weights, nothing is owed any more;
+- ``restart(state)``: somebody replaced the weights; at site update nothing is owed any more;
+- ``promises = True`` at site update: what functions before it flush goes through it, too;
+- ``settled(displacement, state)`` at site displacement: what it makes of any weights' displacement, and ``owes(entry,
+  state)``: whether the policy's own are still to become that (`Pipeline.settled`);
 - ``elementwise = True`` at site displacement: each entry's answer depends on that entry alone and nothing is kept in
   ``state``, so that it is handed flat parts; it returns what it was handed itself where it changes nothing;
 - ``follows(entry)`` at site displacement: whether it acts on this parameter, whose initial weights are kept then; and

@@ -65,12 +65,25 @@ def _gradient(model: nn.Module, one: ReferenceSet, step: int) -> Gradients:
         total += loss.detach()
     value = float(summed(total))
     found = _taken(model)
+    if math.isfinite(value) and (bad := _not_finite(found)):
+        raise RunFailed(
+            f"the gradient of reference set {one.name!r} is not finite in {bad!r} at step {step}, and its loss is "
+            f"{value:.4g}; look at its rows, and for a loss of your own at a root or logarithm of 0"
+        )
     if not math.isfinite(value):
         raise RunFailed(
             f"the loss of reference set {one.name!r} is {value} at step {step}; lower the learning rate, or look at "
             "its rows"
         )
     return found
+
+
+def _not_finite(gradients: Gradients) -> str | None:
+    """The first gradient that has an entry which is none; every process answers alike."""
+    sums = torch.stack([gradient.sum(dtype=torch.float64).cpu() for gradient in gradients.values()])
+    device = next(iter(gradients.values())).device
+    broken = (~summed(sums.to(device)).isfinite()).tolist()
+    return next((name for name, one in zip(gradients, broken) if one), None)
 
 
 def _taken(model: nn.Module) -> Gradients:

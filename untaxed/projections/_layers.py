@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from ..errors import Unsupported, nearest
+from ..errors import SpecError, Unsupported, nearest
 from ..optim import plain_name
 
 BLOCKS, MLP = "blocks", "mlp"
@@ -31,7 +31,7 @@ def linear_layers(model: nn.Module, layers: Layers = BLOCKS) -> dict[str, nn.Lin
             "mlp": those of them whose name contains "mlp", as NSPO's released code has it; or shell patterns, such as
             ``"*.down_proj"``.
     Raises:
-        ValueError: A pattern meets no linear layer.
+        SpecError: A pattern meets no linear layer.
         Unsupported: The model has none within blocks, or its linear layers belong to adapters.
     """
     if hasattr(model, "peft_config"):
@@ -53,5 +53,15 @@ def linear_layers(model: nn.Module, layers: Layers = BLOCKS) -> dict[str, nn.Lin
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in found):
             known = {f"*.{name.rpartition('.')[2]}" for name in found}
-            raise ValueError(f"layers: no linear layer is called {pattern!r}{nearest(pattern, known)}")
+            raise SpecError(f"layers: no linear layer is called {pattern!r}{nearest(pattern, known)}")
     return {name: layer for name, layer in found.items() if any(fnmatchcase(name, one) for one in patterns)}
+
+
+def check_rank(layers: Mapping[str, nn.Linear], rank: int) -> None:
+    """Raises `SpecError` where more directions are to be protected than a layer has inputs."""
+    for name, layer in layers.items():
+        if rank > layer.in_features:
+            raise SpecError(
+                f"rank {rank} is asked for, and the layer {name!r} has {layer.in_features} inputs; lower `value`, or "
+                "name wider layers with `layers`"
+            )

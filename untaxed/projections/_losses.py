@@ -60,7 +60,7 @@ def check_sets(sets: Mapping[str, Any] | None, loss: Any) -> None:
     if not isinstance(sets, Mapping) or not sets:
         raise DataError(f"reference_sets must be a mapping, name -> rows, with at least one set, got {_kind(sets)}")
     for name, rows in sets.items():
-        if isinstance(rows, str | bytes) or not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+        if isinstance(rows, str | bytes | Mapping) or not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
             raise DataError(f"reference set {name!r} must be a list of rows, got {_kind(rows)}")
         if not len(rows):
             raise DataError(f"reference set {name!r} is empty: it protects nothing; give it rows, or leave it out")

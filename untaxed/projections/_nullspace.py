@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -35,6 +35,8 @@ class NullSpace:
         reading: ``nspo/removed_share``: of the energy of what was last projected, the share taken out.
         subspaces: Layer's weight -> what is protected of its input; empty before the first step.
     """
+
+    promises = True
 
     def __init__(
         self,
@@ -81,12 +83,24 @@ class NullSpace:
     def due(self, entry: Entry) -> bool:
         return entry.step % self.every == 0
 
+    def owes(self, entry: Entry, state: Mapping[str, Any]) -> bool:
+        """Whether the weights have moved since they were last projected."""
+        return "basis" in state and state.get("projected") != entry.step
+
+    def settled(self, displacement: Tensor, state: Mapping[str, Any]) -> Tensor:
+        """The displacement of any weights, an average's too, within the free directions."""
+        return Subspace(state["basis"], state["free"]).remove(displacement)
+
     def flush(self, displacement: Tensor, entry: Entry, state: MutableMapping[str, Any]) -> Tensor | None:
         """The projection that is owed where `every` does not divide the steps."""
-        if "basis" not in state or state.get("projected") == entry.step:
+        if not self.owes(entry, state):
             return None
         state["projected"] = entry.step
-        return Subspace(state["basis"], state["free"]).remove(displacement)
+        return self.settled(displacement, state)
+
+    def restart(self, state: MutableMapping[str, Any]) -> None:
+        """The weights were replaced, by an average that saw them between projections, say."""
+        state.pop("projected", None)
 
     def __call__(self, values: Tensor, *given: Any) -> Tensor:
         """Gets a displacement, an update (and the weights before it) or a gradient; then entry and state."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..method import ALONE, Host
+from ..measuring.batching import context_length
+from ..method import ALONE, Host, check_number
 from ..optim import Entry, plain_name
 from ._gradients import reference_gradients
 from ._losses import Loss, ReferenceSet, Rows, check_sets, reference_sets
@@ -58,6 +59,7 @@ class Orthogonal:
     """
 
     together = True
+    promises = True
 
     def __init__(
         self,
@@ -93,7 +95,9 @@ class Orthogonal:
             host: Its tokenizer, which rows of texts need.
         """
         kind = next(model.parameters()).device.type
-        self._sets = reference_sets(**self._given, tokenizer=host.tokenizer, device=kind, **self._how)
+        limit = context_length(model) if hasattr(model, "config") else None
+        how = {**self._how, "max_tokens": min(self._how["max_tokens"], limit or self._how["max_tokens"])}
+        self._sets = reference_sets(**self._given, tokenizer=host.tokenizer, device=kind, **how)
         self._model = model
         return self
 
@@ -233,6 +237,8 @@ def check_orthogonal(
     check_choices(scope=(scope, Scope), when=(when, When), site=(site, OrthogonalSite))
     if not callable(loss) and loss not in get_args(Loss):
         raise ValueError(f"loss must be one of {', '.join(get_args(Loss))}, or a function, got {loss!r}")
+    check_number("tolerance", tolerance)
+    check_number("beta", beta)
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be in [0, 1), got {tolerance}")
     check_count("samples", samples, none=True)

@@ -114,6 +114,8 @@ def check_prompts(prompts: Any) -> None:
     for number, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise DataError(f"general prompt {number} must be a text, got {type(prompt).__name__}; make a text of it")
+        if not prompt.strip():
+            raise DataError(f"general prompt {number} is empty; leave it out")
 
 
 def _judge(cut: Mapping[str, Subspace], owners: Mapping[str, str]) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from torch import nn
+
 from ..errors import SpecError, Unsupported
 from ..method import INPUTS, Context, Method, Need, Site
 from ..optim import check_in_step
 from ..values import typed
-from ._layers import BLOCKS
+from ._layers import BLOCKS, check_rank, linear_layers
 from ._losses import Loss, check_sets
 from ._nullspace import NullSpace, NullSpaceSite
 from ._orthogonal import Orthogonal, OrthogonalSite, Scope, check_orthogonal
@@ -106,6 +108,10 @@ class OGPSA(Protects):
             given["loss"] = getattr(self.loss, "__qualname__", type(self.loss).__qualname__)
         return given
 
+    @property
+    def promises(self) -> frozenset[Site]:
+        return frozenset({self.site})
+
     def check(self, context: Context) -> None:
         super().check(context)
         if callable(self.loss) and self.reference_sets is None:
@@ -186,6 +192,16 @@ class NSPO(Protects):
         if key == "prompts":
             raise SpecError(f"{where} has no setting 'prompts'; a study's are in data.general_prompts")
         return super().setting(key, value, where)
+
+    @property
+    def promises(self) -> frozenset[Site]:
+        """An update within the free directions keeps the displacement there, unless that is changed by itself."""
+        return frozenset({"update", "displacement"} if self.site == "update" else {self.site})
+
+    def check_model(self, model: nn.Module) -> None:
+        layers = linear_layers(model, self.layers)
+        if self.threshold == "rank":
+            check_rank(layers, int(self.value or 0))
 
     def check(self, context: Context) -> None:
         super().check(context)

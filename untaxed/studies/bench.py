@@ -20,9 +20,9 @@ from ..measuring import Subject, Suite
 from ..measuring.suite_spec import SuiteSpec, reward_files
 from ..method import Context
 from ..rows import RowsSource
+from ..together import check_overridden, check_together
 from ..training import ALGORITHMS, Task, check_arguments, check_training
 from ..training.arguments import free_every
-from ..training.host import check_together
 from ..training.reference import check_reference_arguments
 from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs
 from .cache import content_key, default_cache, digest, file_digest
@@ -173,6 +173,7 @@ def prepare(spec: StudySpec) -> Bench:
     if name is not None:
         for setting in (setting for arm in arms for setting in arm.settings):
             check_together(setting.training)
+            check_overridden(setting.training, arguments)
             check_reference_arguments(name, arguments, setting.training)
     return bench
 

@@ -14,17 +14,10 @@ from ..method import Method
 
 
 def adapter_of(methods: Sequence[Method]) -> Any:
-    """PEFT's configuration of the adapter that one of the methods trains; None where all weights are trained.
-
-    Raises:
-        Unsupported: Several do.
-    """
-    adapters = {method: given for method in methods if (given := method.adapter()) is not None}
-    if not adapters:
+    """PEFT's configuration of the adapter that one of the methods trains; None where all weights are trained."""
+    given = next((given for method in methods if (given := method.adapter()) is not None), None)
+    if given is None:
         return None
-    if len(adapters) > 1:
-        raise Unsupported(f"{' and '.join(one.name for one in adapters)} each decide what is trained; keep one of them")
-    [given] = adapters.values()
     return require("peft", extra="train").LoraConfig(**given, task_type="CAUSAL_LM")
 
 

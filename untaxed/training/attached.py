@@ -16,6 +16,7 @@ from ..callbacks._followed import lent
 from ..callbacks._state import COUNT, Check, check_state
 from ..errors import StoreError, Unsupported
 from ..method import ALONE, Between, Method, Shown
+from ..together import check_together
 from ..weights import trainable
 from .around import host_of
 from .host import (
@@ -23,7 +24,6 @@ from .host import (
     check_method,
     check_model,
     check_settings,
-    check_together,
     check_trainer,
     policy,
     samples_waiting,
@@ -93,8 +93,8 @@ def join(trainer: Trainer, methods: Sequence[Method]) -> Attached:
         if any(method.name == one.name and method.settings() == one.settings() for one in joined):
             raise Unsupported(f"{method.name} with these settings is attached already and would act twice a step")
         joined += (method,)
-    check_reference(trainer, joined)
     check_together(joined)
+    check_reference(trainer, joined)
     attached = attached or Attached(trainer)
     attached.in_loss.host(joined)
     attached.methods = joined
@@ -216,8 +216,6 @@ class Attached:
         self.in_step.bind(model, host)
         self._live = [method.between(model, host) for method in between]
         self.in_loss.begin(self.methods, fresh=self._loaded is None)
-        if sum(isinstance(live, Shown) for live in self._live) > 1:
-            raise Unsupported("two averages go along, and only one can be what is measured and shipped; leave one out")
         pairs = list(zip(between, self._live, strict=True))
         self._meters = {method.name: live for method, live in pairs if method.watches}
         self._resetting = [live for method, live in pairs if method.resets]
@@ -269,11 +267,12 @@ class Attached:
     @contextmanager
     def shown(self) -> Iterator[nn.Module]:
         """The policy with the weights that are to be measured and shipped: those of an average that goes along, or its
-        own. They are put back at the end, bit for bit: ``with attached.shown(): trainer.save_model()``.
+        own, after a projection that is owed to them. They are put back at the end, bit for bit: ``with
+        attached.shown(): trainer.save_model()``.
         """
         model = policy(self._trainer)
-        given = [live.variant() for live in self._live if isinstance(live, Shown)]
-        with lent(model, given[-1] if given else {}):
+        given = next((live.variant() for live in self._live if isinstance(live, Shown)), {})
+        with lent(model, {**given, **self.in_step.settled(given)}):
             yield model
 
     def drift(self) -> dict[str, float]:

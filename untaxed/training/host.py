@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -101,29 +100,11 @@ def check_settings(trainer: Trainer, method: Method, *, max_steps: int | None = 
     if method.watches and getattr(trainer, "processing_class", None) is None:
         raise Unsupported(f"{method.name} draws texts and needs a tokenizer: build the trainer with processing_class=…")
     check_adapter(policy(trainer), method)
-    for key, value in method.arguments().items():
-        if getattr(trainer.args, key, None) != value:
-            raise Unsupported(
-                f"{method.name} is an argument of the algorithm itself: build the trainer with {key}={value}"
-            )
-
-
-def check_together(methods: Sequence[Method]) -> None:
-    """Raises `Unsupported` where what is attached to one trainer does not fit together."""
-    resetting = [method.name for method in methods if method.resets]
-    if len(resetting) > 1:
-        raise Unsupported(
-            f"{' and '.join(resetting)} both replace the policy and would undo each other's work; keep one of them"
-        )
-    meters = [method for method in methods if method.watches]
-    names = [meter.name for meter in meters]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise Unsupported(f"{twice[0]} is attached already; a trainer has one, whose values have one name each")
-    if any(getattr(meter, "asks_reset", False) for meter in meters) and not any(method.resets for method in methods):
-        raise Unsupported(
-            "a guard is to 'reset', and no method that resets the policy is attached; give one in the same call, such "
-            "as attach(trainer, DriftMeter(…), ElasticReset(decay=0.98, reset_every=60))"
-        )
+    method.check_model(policy(trainer))
+    wanted = method.arguments()
+    if any(getattr(trainer.args, key, None) != value for key, value in wanted.items()):
+        given = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        raise Unsupported(f"{method.name} is an argument of the algorithm itself: build the trainer with {given}")
 
 
 def _check_sites(method: Method, lies: str) -> None:
@@ -131,6 +112,11 @@ def _check_sites(method: Method, lies: str) -> None:
         raise Unsupported(f"{method.name} changes nothing in training; leave it out here, it is an arm of studies")
     if "after" in method.acts:
         raise Unsupported(f"{method.name} acts after training: use its function on the saved weights, or a study")
+    if "decoding" in method.acts:
+        raise Unsupported(
+            f"{method.name} acts while models write and trains nothing: it is an arm of studies, and untaxed.decoding "
+            "has its functions"
+        )
     if foreign := sorted(method.acts - HOSTED):
         raise Unsupported(f"{method.name} acts at {', '.join(foreign)}, which attach does not offer")
     if "between" in method.acts and lies not in BACKENDS:

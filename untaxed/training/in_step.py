@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import Unsupported
 from ..method import Host, Method
-from ..optim import MergeUpdate, Merging, OnDAREAdamW, Pipeline
+from ..optim import MergeUpdate, Merging, OnDAREAdamW, Pipeline, plain_name
+from ..weights import trainable
+from .host import policy
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -55,6 +57,15 @@ class InStep:
         """Merges the tail of a cycle, which nothing would merge after the last step."""
         if self.optimizer is not None:
             self.optimizer.flush()
+
+    def settled(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the methods promise of weights that are to be measured and shipped, see `Pipeline.settled`."""
+        settle = getattr(self.optimizer, "settled", None)
+        if settle is None:
+            return {}
+        given = {plain_name(name): tensor for name, tensor in weights.items()}
+        found = settle(given)
+        return {name: found[plain_name(name)] for name in trainable(policy(self._trainer)) if plain_name(name) in found}
 
     def bind(self, model: nn.Module, host: Host) -> None:
         """Gives the rules that run the model what they need; training begins, and the parameters are what they stay."""

@@ -84,17 +84,8 @@ def reference_tensors(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def _writer(methods: Sequence[Method]) -> Method | None:
-    """The method that changes the reference, if any; two would undo each other's work."""
-    writers = [method for method in methods if method.writes_reference]
-    off = [method.name for method in methods if getattr(method, "reference", None) == "none"]
-    if off and writers:
-        raise Unsupported(
-            f"{off[0]} switches the KL term off (reference 'none'), and {writers[0].name} works on its reference; keep "
-            "one of the two"
-        )
-    if len(writers) > 1:
-        raise Unsupported(f"{' and '.join(one.name for one in writers)} both work on the reference; keep one of them")
-    return writers[0] if writers else None
+    """The method that changes the reference, if any; that there is one alone is `check_together`'s."""
+    return next((method for method in methods if method.writes_reference), None)
 
 
 def _check_beta(methods: Sequence[Method], beta: float | None) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from ..checkpoints import disk_is_full, load_model, load_tokenizer, no_bars
 from ..errors import CheckpointError, DataError, RunFailed, SpecError, UntaxedError, last_line, require
 from ..method import Context, Method
+from ..together import check_overridden, check_together
 from .adapters import adapter_of, check_targets, seeded, trains_adapter
 from .algorithms import Algorithm, algorithm
 from .arguments import check_arguments, free_every, to_config
@@ -67,6 +68,8 @@ def make_trainer(
     )
     for method in methods:
         method.check(context)
+    check_together(methods)
+    check_overridden(methods, chosen)
     chosen = _arguments(row, arguments, task, methods)
     model, tokenizer = load_model(task.initial), load_tokenizer(task.initial)
     if model.num_parameters() >= LARGE:
