@@ -14,11 +14,12 @@ from .. import measuring
 from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer
 from ..errors import SpecError, Undefined
 from ..measuring import Subject
-from ..measuring.suite import SPLITS, Measure, Split
+from ..measuring.suite import SPLITS, Measure, Split, Suite
 from ..studies.cache import content_key, default_cache, file_digest, told
 from ..studies.recipes import named_model
 from ..studies.record import host, versions
 from ..studies.store import VERSION, write_json
+from . import power
 from .examples import examples
 from .journal import KeptJournal
 from .numbers import Scored, left_out, numbers, on_validation
@@ -43,7 +44,7 @@ class Comparison:
 
 
 @dataclass
-class _Model:
+class Model:
     """A model under measurement, loaded when something of it has to be measured."""
 
     name: str
@@ -74,16 +75,19 @@ def measure(
         UsageError: A model, the suite or its rows cannot be used; nothing was measured.
         RunFailed: A model's scores are not finite.
     """
+    if not models:
+        raise SpecError("name at least one model to measure")
     loaded = suite if isinstance(suite, Loaded) else load_suite(suite)
     say("checking models")
     directory = default_cache() / "measured" if out is None else Path(out).absolute()
-    start, others = _opened(initial, "initial", directory), [_opened(path, None, directory) for path in models]
-    _name(others)
+    start, others = opened(initial, "initial", directory), [opened(path, None, directory) for path in models]
+    tell_apart(others)
     for line in loaded.forecasts(len(others)):
         say(line)
-    # of one model nothing is chosen, so all items count
-    splits: tuple[Split, ...] = SPLITS if len(others) == 1 else ("test",)
+    splits = counting(len(others))
     first = _scored(start, start, loaded, directory, say)
+    if found := power.in_a_line(loaded.suite, power.least(loaded.suite, first, splits)):
+        say(found)
     entries, chosen = [], {}
     for model in others:
         scored = _paired(_scored(model, start, loaded, directory, say), first)
@@ -101,12 +105,18 @@ def measure(
     return Comparison(summary, None if out is None else directory)
 
 
-def _opened(path: str | Path, name: str | None, directory: Path) -> _Model:
+def counting(models: int) -> tuple[Split, ...]:
+    """The splits whose items count: of one model nothing is chosen, so all do."""
+    return SPLITS if models == 1 else ("test",)
+
+
+def opened(path: str | Path, name: str | None, directory: Path) -> Model:
+    """A model's folder, checked and hashed; its weights are not read. Scores lie in `directory`."""
     where = named_model(str(path))
     check_model_dir(where)
     content = _content(where)
     journal = KeptJournal(folder(directory), f"{content} {code()}")
-    return _Model(name or str(path).rstrip("/"), where, content, load_tokenizer(where), journal)
+    return Model(name or str(path).rstrip("/"), where, content, load_tokenizer(where), journal)
 
 
 def _content(model: Path) -> str:
@@ -116,11 +126,9 @@ def _content(model: Path) -> str:
     return content_key("model", [own, file_digest(ends)]) if ends.is_file() else own
 
 
-def _name(models: Iterable[_Model]) -> None:
-    """Short names where they differ, whole paths where they do not."""
+def tell_apart(models: Iterable[Model]) -> None:
+    """Gives short names where they differ, whole paths where they do not."""
     given = list(models)
-    if not given:
-        raise SpecError("name at least one model to measure")
     for path, count in Counter(model.path.resolve() for model in given).items():
         if count > 1:
             raise SpecError(f"{path} is given {count} times; name every model once")
@@ -130,17 +138,11 @@ def _name(models: Iterable[_Model]) -> None:
             model.name = Path(model.name).name
 
 
-def _scored(model: _Model, start: _Model, loaded: Loaded, directory: Path, say: Say) -> Scored:
+def _scored(model: Model, start: Model, loaded: Loaded, directory: Path, say: Say) -> Scored:
     kept = Kept(directory, model=model.digest, initial=start.digest, contents=loaded.contents)
     scores: dict[str, Splits] = {}
-    why: dict[str, str] = {}
-    alike = _same_tokens(model.tokenizer, start.tokenizer)
-    for one in loaded.suite.measures:
-        if one.against is not None and model is start:
-            continue  # it would be compared with itself
-        if one.against == "tokens" and not alike:
-            why[one.key] = "its tokenizer is not initial's, so that tokens cannot be compared"
-            continue
+    measures, why = taken(model, start, loaded.suite)
+    for one in measures:
 
         def compute(one: Measure = one) -> Splits:
             say(f"{model.name}: {one.name}")
@@ -160,6 +162,17 @@ def _scored(model: _Model, start: _Model, loaded: Loaded, directory: Path, say: 
     return Scored(scores, why)
 
 
+def taken(model: Model, start: Model, suite: Suite) -> tuple[list[Measure], dict[str, str]]:
+    """The measures that are taken of a model, and by key why others cannot be."""
+    if model is start:  # it would be compared with itself
+        return [one for one in suite.measures if one.against is None], {}
+    if _same_tokens(model.tokenizer, start.tokenizer):
+        return list(suite.measures), {}
+    why = "its tokenizer is not initial's, so that tokens cannot be compared"
+    other = {one.key: why for one in suite.measures if one.against == "tokens"}
+    return [one for one in suite.measures if one.key not in other], other
+
+
 def _paired(scored: Scored, first: Scored) -> Scored:
     """The scores, without those of measures of which other items fit into this model's context than into initial's."""
     other = {
@@ -174,7 +187,7 @@ def _same_tokens(first: Any, second: Any) -> bool:
     return first is second or bool(first.get_vocab() == second.get_vocab())
 
 
-def _subject(model: _Model, start: _Model, loaded: Loaded) -> Subject:
+def _subject(model: Model, start: Model, loaded: Loaded) -> Subject:
     if model.subject is None:
         weights: Any = load_model(model.path)
         weights.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -186,8 +199,8 @@ def _subject(model: _Model, start: _Model, loaded: Loaded) -> Subject:
 
 
 def _items(
-    model: _Model,
-    start: _Model,
+    model: Model,
+    start: Model,
     loaded: Loaded,
     directory: Path,
     first: Scored,
@@ -215,7 +228,7 @@ def _items(
 
 
 def _summary(
-    loaded: Loaded, start: _Model, entries: Sequence[Mapping[str, Any]], out: Mapping[str, str]
+    loaded: Loaded, start: Model, entries: Sequence[Mapping[str, Any]], out: Mapping[str, str]
 ) -> dict[str, Any]:
     suite = loaded.suite
     return {

@@ -49,11 +49,16 @@ class Kept:
     def scores(self, one: Measure, compute: Callable[[], Splits]) -> Splits:
         """The scores of a measure by split: found, or computed and written down."""
         about = self._about(one)
-        file = self._directory / f"{content_key('scores', about)}.npz"
+        file = self._file(about)
         if not file.exists():
             write_scores(file, compute())
             write_json(file.with_suffix(".json"), about)
         return read_scores(file)
+
+    def known(self, one: Measure) -> Splits | None:
+        """The scores of a measure where they were found before, else None."""
+        file = self._file(self._about(one))
+        return read_scores(file) if file.exists() else None
 
     def items(self, one: Measure, splits: Sequence[str], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The items of a measure that are shown: found, or computed and written down."""
@@ -63,6 +68,9 @@ class Kept:
             write_json(file, compute())
         found: dict[str, Any] = read_json(file)
         return found
+
+    def _file(self, about: Mapping[str, Any]) -> Path:
+        return self._directory / f"{content_key('scores', about)}.npz"
 
     def _about(self, one: Measure, *, both: bool = False) -> dict[str, Any]:
         both = both or one.against is not None

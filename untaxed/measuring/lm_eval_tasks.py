@@ -24,7 +24,7 @@ from ..errors import DataError, SpecError, Unsupported, UntaxedError, last_line,
 from ..rows import fraction
 from .lm_eval_resume import resuming
 from .subject import Subject
-from .suite import SPLITS, Measure, Scores, Split
+from .suite import SPLITS, Measure, Scores, Split, counted
 
 GENERATED = 256  # tokens that it generates where a task does not say
 SEED_OF_LIMIT = 1  # another than that of the halves, which would always take the first of them
@@ -91,7 +91,7 @@ def lm_eval_ability(spec: LmEvalSpec, directory: Path, *, chat: bool = False) ->
         subject.left_out(kept, len(rows), f"{spec.name} {split}")
         return np.array([[float(row[metric])] for row in kept])
 
-    return Measure("abilities", spec.name, "mean", score, chance=spec.chance)
+    return Measure("abilities", spec.name, "mean", score, chance=spec.chance, items=counted(wanted))
 
 
 def _task(spec: LmEvalSpec, directory: Path) -> tuple[Any, Any]:

@@ -48,6 +48,7 @@ class Measure:
             tokenizer, or ``texts``; None: nothing.
         outcomes: Counts items by what became of them (won, lost, tied, unanswered, …), from their scores; None: a
             measure whose items are neither.
+        items: How many items each split has, where that is known before anything is measured.
     """
 
     group: Group
@@ -60,11 +61,17 @@ class Measure:
     each: Callable[[Completions], Scores] | None = None
     against: Against | None = None
     outcomes: Callable[[Scores], dict[str, int]] | None = None
+    items: Mapping[Split, int] | None = None
 
     @property
     def key(self) -> str:
         """The name under which per-item scores are stored, such as ``abilities.facts``."""
         return f"{self.group}.{self.name}"
+
+
+def counted(items: Mapping[Split, Sequence[object]]) -> dict[Split, int]:
+    """How many items each split has."""
+    return {split: len(rows) for split, rows in items.items()}
 
 
 @dataclass(frozen=True)
