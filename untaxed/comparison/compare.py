@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from . import power
 from .examples import examples
 from .journal import KeptJournal
 from .numbers import Scored, left_out, numbers, on_validation
-from .scores import Kept, Splits, code, folder
+from .scores import Found, Kept, Splits, code, folder
 from .suite_file import Loaded, load_suite
 from .verdict import verdict
 
@@ -93,11 +93,11 @@ def measure(
         scored = _paired(_scored(model, start, loaded, directory, say), first)
         told = {"name": model.name, "path": str(model.path), "content": model.digest}
         shown = _items(model, start, loaded, directory, first, scored, splits, say)
-        entries.append({**told, **numbers(loaded.suite, first, scored, splits), "items": shown})
+        entries.append({**told, **numbers(loaded.suite, first, scored, splits), "items": shown, "notes": scored.notes})
         chosen[model.name] = on_validation(loaded.suite, first, scored)
         model.subject = None  # its memory is the next one's
     out_of_it = left_out(loaded.suite, first, splits)
-    summary = {**_summary(loaded, start, entries, out_of_it), **verdict(entries, chosen)}
+    summary = {**_summary(loaded, start, first, entries, out_of_it), **verdict(entries, chosen)}
     if out is not None:
         write_json(directory / "measure.json", summary)
     for model in (start, *others):
@@ -140,26 +140,29 @@ def tell_apart(models: Iterable[Model]) -> None:
 
 def _scored(model: Model, start: Model, loaded: Loaded, directory: Path, say: Say) -> Scored:
     kept = Kept(directory, model=model.digest, initial=start.digest, contents=loaded.contents)
-    scores: dict[str, Splits] = {}
+    found: dict[str, Found] = {}
     measures, why = taken(model, start, loaded.suite)
     for one in measures:
 
-        def compute(one: Measure = one) -> Splits:
+        def compute(one: Measure = one) -> Found:
             say(f"{model.name}: {one.name}")
             subject = _subject(model, start, loaded)
             readings = {split: measuring.measure(subject, split, [one.key]) for split in SPLITS}
+            notes: dict[str, list[str]] = {}
             for split, reading in readings.items():
                 for note in reading.notes.get(one.key, ()):
                     say(f"{model.name}: {one.name}, {split}: {note}")
-            return {split: reading.scores[one.key] for split, reading in readings.items()}
+                    notes.setdefault(split, []).append(note)
+            return Found({split: reading.scores[one.key] for split, reading in readings.items()}, notes)
 
         try:
             with told(say):
-                scores[one.key] = kept.scores(one, compute)
+                found[one.key] = kept.scores(one, compute)
         except Undefined as reason:  # the others have a number all the same
             why[one.key] = str(reason)
             say(f"{model.name}: {one.name}: {reason}")
-    return Scored(scores, why)
+    notes = {key: one.notes for key, one in found.items() if one.notes}
+    return Scored({key: one.scores for key, one in found.items()}, why, notes)
 
 
 def taken(model: Model, start: Model, suite: Suite) -> tuple[list[Measure], dict[str, str]]:
@@ -180,7 +183,8 @@ def _paired(scored: Scored, first: Scored) -> Scored:
         for key, splits in scored.scores.items()
         if key in first.scores and any(len(first.scores[key][split]) != len(splits[split]) for split in splits)
     }
-    return Scored({key: value for key, value in scored.scores.items() if key not in other}, {**scored.why, **other})
+    left = {key: value for key, value in scored.scores.items() if key not in other}
+    return replace(scored, scores=left, why={**scored.why, **other})
 
 
 def _same_tokens(first: Any, second: Any) -> bool:
@@ -228,12 +232,12 @@ def _items(
 
 
 def _summary(
-    loaded: Loaded, start: Model, entries: Sequence[Mapping[str, Any]], out: Mapping[str, str]
+    loaded: Loaded, start: Model, first: Scored, entries: Sequence[Mapping[str, Any]], out: Mapping[str, str]
 ) -> dict[str, Any]:
     suite = loaded.suite
     return {
         "version": VERSION,
-        "initial": {"name": start.name, "path": str(start.path), "content": start.digest},
+        "initial": {"name": start.name, "path": str(start.path), "content": start.digest, "notes": first.notes},
         "models": list(entries),
         "items": "all" if len(entries) == 1 else "test",
         "measures": [

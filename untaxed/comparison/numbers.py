@@ -23,10 +23,17 @@ HALF = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Scored:
-    """One model's scores, by measure; a measure that cannot be taken of it has a reason instead."""
+    """One model's scores, by measure; a measure that cannot be taken of it has a reason instead.
+
+    Attributes:
+        scores: By measure and split, (items, k).
+        why: By measure.
+        notes: What was left out or had no answer, by measure and split; most have none.
+    """
 
     scores: Mapping[str, Splits]
     why: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
 
 def numbers(suite: Suite, initial: Scored, model: Scored, splits: Sequence[str]) -> dict[str, Any]:

@@ -66,4 +66,4 @@ def _known(start: Model, loaded: Loaded, directory: Path) -> Scored:
     """The initial model's scores of abilities, as far as they are kept."""
     kept = Kept(directory, model=start.digest, initial=start.digest, contents=loaded.contents)
     found = {one.key: kept.known(one) for one in loaded.suite.group("abilities")}
-    return Scored({key: scores for key, scores in found.items() if scores is not None})
+    return Scored({key: one.scores for key, one in found.items() if one is not None})
