@@ -73,7 +73,7 @@ class SuiteFile(SuiteSpec):
         return self
 
 
-PATHS = ("path", "reward_model", "causal_lm")
+PATHS = ("path", "include", "reward_model", "causal_lm")
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ def _contents(spec: SuiteFile, suite: Suite, directory: Path) -> dict[str, str]:
                 _part(spec, one),
                 sampling if _is_sampled(spec, one) else None,
                 read_from.get(_base(one.name)) if one.group == "reward" else None,
+                one.content,
             ],
         )
         for one in suite.measures

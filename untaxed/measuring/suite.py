@@ -49,6 +49,7 @@ class Measure:
         outcomes: Counts items by what became of them (won, lost, tied, unanswered, …), from their scores; None: a
             measure whose items are neither.
         items: How many items each split has, where that is known before anything is measured.
+        content: A hash of what it reads that its spec does not name, such as documents that lm-eval fetches.
     """
 
     group: Group
@@ -62,6 +63,7 @@ class Measure:
     against: Against | None = None
     outcomes: Callable[[Scores], dict[str, int]] | None = None
     items: Mapping[Split, int] | None = None
+    content: str = ""
 
     @property
     def key(self) -> str:
