@@ -95,7 +95,9 @@ def lm_eval_ability(spec: LmEvalSpec, directory: Path, *, chat: bool = False) ->
         return np.array([[float(row[metric])] for row in kept])
 
     content = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    return Measure("abilities", spec.name, "mean", score, chance=spec.chance, items=counted(wanted), content=content)
+    return Measure(
+        "abilities", spec.name, "mean", score, chance=spec.chance, items=counted(wanted), content=content, sharded=False
+    )
 
 
 def task_files(spec: LmEvalSpec) -> list[Path]:

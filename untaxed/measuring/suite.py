@@ -50,6 +50,7 @@ class Measure:
             measure whose items are neither.
         items: How many items each split has, where that is known before anything is measured.
         content: A hash of what it reads that its spec does not name, such as documents that lm-eval fetches.
+        sharded: Whether it can be read on a model whose tensors are sharded.
     """
 
     group: Group
@@ -64,6 +65,7 @@ class Measure:
     outcomes: Callable[[Scores], dict[str, int]] | None = None
     items: Mapping[Split, int] | None = None
     content: str = ""
+    sharded: bool = True
 
     @property
     def key(self) -> str:
