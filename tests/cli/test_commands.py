@@ -19,7 +19,7 @@ COMMANDS = {
     "align": {"--run", "--out", "--set"},
     "demo": {"--out", "--seeds", "--workers", "--json"},
     "doctor": {"--json"},
-    "measure": {"--initial", "--suite", "--out", "--set", "--json", "--markdown", "--csv", "--card"},
+    "measure": {"--initial", "--suite", "--out", "--set", "--plan", "--json", "--markdown", "--csv", "--card"},
     "merge": {"--plan", "--workers", "--shard-size", "--allow-nonfinite", "--json"},
     "methods": {"--json"},
     "pocket build": {"--out"},

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
+from rich.console import Console
+
 from untaxed.comparison import measure
+from untaxed.reporting import measured, measured_page
 
 
 def test_a_model_with_a_shorter_context_is_paired_where_all_items_fit(models: Path, tmp_path: Path) -> None:
@@ -25,7 +30,22 @@ def test_a_model_with_a_shorter_context_is_paired_where_all_items_fit(models: Pa
     )
     said: list[str] = []
     summary = measure([short], models / "initial", tmp_path / "suite.yaml", tmp_path / "out", say=said.append).summary
-    found = summary["models"][0]["abilities"]
-    assert found["long"]["why"] == "other items fit into its context than into initial's, so that they cannot be paired"
-    assert found["brief"]["items"] == 18
+    abilities = summary["models"][0]["abilities"]
+    why = "other items fit into its context than into initial's, so that they cannot be paired"
+    assert abilities["long"]["why"] == why
+    assert abilities["brief"]["items"] == 18
     assert any(line.startswith("short: long, test: too long: ") for line in said)
+    left = summary["models"][0]["notes"]["abilities.long"]
+    found = [re.fullmatch(r"too long: (\d+) of (\d+) left out", *left[split]) for split in ("validation", "test")]
+    assert [sum(int(match[place]) for match in found if match) for place in (1, 2)] == [9, 27]
+    assert summary["initial"]["notes"] == {}
+    said.clear()
+    again = measure([short], models / "initial", tmp_path / "suite.yaml", tmp_path / "out", say=said.append).summary
+    assert not any("too long" in line for line in said)  # nothing was measured
+    assert again["models"][0]["notes"] == summary["models"][0]["notes"]
+    stream = io.StringIO()
+    measured.terminal(again, Console(file=stream, width=200))
+    for shown in (stream.getvalue(), measured.markdown(again), measured_page.html(again)):
+        assert all(f"long ({split}), short: {left[split][0]}." in shown for split in left)
+    of_test = measured.markdown({**again, "items": "test"})
+    assert ("long (test)" in of_test, "long (validation)" in of_test) == (True, False)

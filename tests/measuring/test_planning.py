@@ -10,6 +10,7 @@ from untaxed.measuring.paired import paired_difference
 from untaxed.measuring.planning import (
     Planned,
     expected_deviation,
+    items_for_tax,
     items_needed,
     minimum_detectable,
     pilot_deviation,
@@ -93,6 +94,18 @@ def test_items_needed_are_those_that_detect_it():
     assert items_needed(deviation=0.0, loss=0.02) == 2
 
 
+def test_items_for_a_tax_are_those_that_detect_it():
+    # (2.801585 * 0.4 / (0.02 * 0.8))^2 = 4905.5
+    one = Planned(400, 0.4, 0.8)
+    assert items_for_tax(one, 0.02) == 4906
+    # of two abilities with 400 and 100 items: 2.801585 * sqrt(0.025^2 + 0.08^2) / 2 = 0.117408 at 500 items, and
+    # 500 * (0.117408 / 0.05)^2 = 2756.9
+    assert items_for_tax([one, Planned(100, 0.4, 0.5)], 0.05) == pytest.approx(2757, abs=3)
+    # always right: 7.848880 / (N + 7.848880) = 0.05 at N = 149.13
+    assert items_for_tax(Planned(1000, 0.0, 1.0, whole=True), 0.05) == 150
+    assert items_for_tax(Planned(10, 0.0, 1.0), 0.05) == 2
+
+
 def test_more_power_and_a_stricter_level_need_more():
     assert quantiles() == pytest.approx(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
     assert quantiles() < quantiles(power=0.9) < quantiles(power=0.9, level=0.01)
@@ -108,6 +121,8 @@ def test_more_power_and_a_stricter_level_need_more():
         (lambda: minimum_detectable(Planned(10, 0.4), power=1.0), "power must be between 0 and 1"),
         (lambda: items_needed(0.4, 0.0), "must be above 0, got 0.0"),
         (lambda: items_needed(0.4, 0.1, level=0.0), "level must be between"),
+        (lambda: items_for_tax(Planned(10, 0.4, 0.5), 0.0), "the tax to be found must be above 0"),
+        (lambda: items_for_tax(Planned(10, 0.4), 0.1), "give every ability its room"),
         (lambda: worst_deviation(1.0), r"correlation must be in \[-1, 1\)"),
         (lambda: expected_deviation("mean", np.ones((1, 1))), "2 items or more"),
         (lambda: expected_deviation("mean", np.array([[1.0], [math.nan]])), "not finite"),

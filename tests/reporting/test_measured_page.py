@@ -26,7 +26,7 @@ def model(name: str, reward: float, tax: float) -> dict[str, Any]:
         **{"p": 0.001, "q": 0.002, "lost": 20, "won": 4, "items": 200},
     }
     return {
-        **{"name": name, "path": f"models/{name}", "content": name},
+        **{"name": name, "path": f"models/{name}", "content": name, "notes": {}},
         "reward": {"gold": {"value": number(reward), "initial": number(0.4), "change": number(reward - 0.4), "p": 0.0}},
         "abilities": {"facts": ability, "sums": ability},
         "drift": {"forward_kl": {"value": number(0.2)}},
@@ -36,7 +36,11 @@ def model(name: str, reward: float, tax: float) -> dict[str, Any]:
 
 
 SUMMARY: dict[str, Any] = {
-    **{"version": 1, "initial": {"name": "start", "path": "models/start", "content": "0"}, "items": "test"},
+    **{
+        "version": 1,
+        "initial": {"name": "start", "path": "models/start", "content": "0", "notes": {}},
+        "items": "test",
+    },
     **{"models": [model("first", 0.6, 0.2), model("second", 0.5, 0.1)], "select": ["facts"], "report": ["sums"]},
     "measures": [
         {"group": group, "name": name, "statistic": "mean", "chance": 0, "unit": unit}

@@ -38,7 +38,21 @@ def test_words() -> None:
         "the least that is found in 80 % of cases at level 0.05, by the noise of validation items, test has its own,"
         " where an item's scores before and after correlate by 0.5:"
     )
-    assert lines[1] == "facts: a loss of 0.056 share right, a tax of 0.070 (400 items)"
+    assert lines[1] == "facts: a loss of 0.056 share right, a tax of 0.070 (400 items; 787 for 0.05, 4,918 for 0.02)"
     assert lines[3].startswith("riddles: nothing: initial is 0.010 above chance")
-    assert lines[4] == "select abilities together: a tax of 0.070"
+    assert lines[4].startswith("select abilities together: a tax of 0.070 (800 items; ")
     assert in_words([]) == []
+
+
+def test_what_is_not_measured_yet_is_taken_at_its_worst() -> None:
+    measures = [{**one, "items": 400} for one in MEASURES]
+    measures[1] = {**measures[1], "statistic": "bleu"}
+    known = {"abilities.facts": SCORES["abilities.facts"]}
+    rows = {row["what"]: row for row in detectable({**FACTS, "measures": measures}, known, "test", out={})}
+    assert (rows["facts"]["from"], rows["riddles"]["from"]) == ("scores", "worst case")
+    # right on half of 400 items: 2.801585 * 0.5 / 20 = 0.070040; (2.801585 * 0.5 / 0.05)^2 = 784.9
+    assert rows["riddles"]["loss"] == pytest.approx(0.0700, abs=1e-4)
+    assert rows["riddles"]["needed"][0] == {"tax": None, "loss": 0.05, "items": 785}
+    assert rows["riddles"]["tax"] is None
+    assert rows["reading"]["loss"] is None
+    assert rows["reading"]["why"] == "it is no mean over items, so that nothing is known before initial is measured"

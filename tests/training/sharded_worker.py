@@ -6,6 +6,7 @@ accelerate takes its FSDP path on accelerators only; here it is told to take it 
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from untaxed.callbacks import (
     SyncReferenceState,
 )
 from untaxed.checkpoints import load_model, load_tokenizer
+from untaxed.comparison import load_suite
 from untaxed.measuring import Item, Sampling, Suite, exact_match, reward
 from untaxed.measuring.suite import SPLITS
 from untaxed.optim import ChildTuning, OnDARE, OnDAREAdamW, Pipeline
@@ -171,6 +173,26 @@ def metered(initial: Path, folder: Path, backend: str, unwatched: dict[str, torc
     return reading
 
 
+def read_apart(initial: Path, folder: Path) -> None:
+    """A process of its own, started by the first of the two, reads of saved shards what both read of the policy."""
+    file, readings = folder / "suite.yaml", []
+    if dist.get_rank() == 0:
+        prompts = "".join(json.dumps({"prompt": f"{one} {other}"}) + "\n" for one in WORDS[:6] for other in WORDS[:6])
+        (folder / "prompts.jsonl").write_text(prompts)
+        file.write_text(
+            'prompts: {path: prompts.jsonl}\nreward: {proxy: "tiny:reward"}\ndrift: []\nmax_new_tokens: 6\n'
+        )
+    dist.barrier()
+    for in_process in (True, False):
+        ours = trainer(initial, folder, "fsdp2")
+        attach(ours, SuiteMeter(load_suite(file), every=4, in_process=in_process))
+        ours.train()
+        readings.append([line["suite/reward/proxy"] for line in ours.state.log_history if "suite/reward/proxy" in line])
+        readings.append([float(tensor.double().sum()) for tensor in agreed(whole(ours.model)).values()])
+    assert len(readings[0]) == 1
+    assert readings[:2] == readings[2:]
+
+
 def agreed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights, after a look at whether the first process has the same."""
     for tensor in weights.values():
@@ -233,4 +255,5 @@ if __name__ == "__main__":
     for alike, cut in zip(replicated, sharded, strict=True):
         for name, tensor in alike.items():
             torch.testing.assert_close(cut[name], tensor, rtol=1e-4, atol=1e-5)
+    read_apart(start, place)
     dist.destroy_process_group()

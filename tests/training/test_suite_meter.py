@@ -134,7 +134,7 @@ def test_lora_is_measured_with_its_adapter(tiny_task: Task, tmp_path: Path, suit
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"suite": "suite.yaml"}, "suite must be a Suite"),
+        ({"suite": "suite.yaml"}, "suite must be a suite, such as load_suite"),
         ({"every": 0}, "every must be a whole number"),
         ({"guards": [Guard({"abilities.facts": {"below": 0.5}})]}, "no measure 'abilities.facts'; did you mean 'abil"),
         ({"guards": [Guard({"forward_kl": 0.5})]}, "this meter has no measure 'forward_kl'"),

@@ -12,17 +12,22 @@ from .outcome import one_line_errors, print_json
 
 @one_line_errors
 def command(
-    models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Models after alignment: folders or hub ids.")
-    ],
     initial: Annotated[str, typer.Option(help="The model that alignment started from; pocket: the embedded one.")],
     suite: Annotated[str, typer.Option(help="What is measured, a YAML file; pocket: the embedded world's.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL...", help="Models after alignment: folders or hub ids; --plan needs none."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A directory for numbers, scores and the page; else only the cache is used.")
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the suite.")
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what would be done and the least tax that it finds; measure nothing."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -38,14 +43,21 @@ def command(
 
     from .. import comparison
     from ..errors import SpecError
-    from ..reporting import measured, measured_card, measured_page
+    from ..reporting import measured, measured_card, measured_page, measured_plan
 
+    given = models or []
     if as_json + as_markdown + as_csv + as_card > 1:
         raise SpecError("--json, --markdown, --csv and --card exclude each other")
-    if as_card and len(models) > 1:
-        raise SpecError(f"--card is the card of one model; {len(models)} are given")
+    if plan and as_markdown + as_csv + as_card:
+        raise SpecError("--plan prints a table, or JSON with --json")
+    if as_card and len(given) > 1:
+        raise SpecError(f"--card is the card of one model; {len(given)} are given")
     loaded = comparison.load_suite(suite, set_ or [])
-    found = comparison.measure(models, initial, loaded, out, say=lambda text: typer.echo(text, err=True))
+    if plan:
+        planned = comparison.plan(given, initial, loaded, out)
+        print_json(planned) if as_json else measured_plan.terminal(planned, Console())
+        return
+    found = comparison.measure(given, initial, loaded, out, say=lambda text: typer.echo(text, err=True))
     if as_json:
         print_json(found.summary)
     elif as_markdown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ from .. import measuring
 from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer
 from ..errors import SpecError, Undefined
 from ..measuring import Subject
-from ..measuring.suite import SPLITS, Measure, Split
+from ..measuring.suite import SPLITS, Measure, Split, Suite
 from ..studies.cache import content_key, default_cache, file_digest, told
 from ..studies.recipes import named_model
 from ..studies.record import host, versions
 from ..studies.store import VERSION, write_json
+from . import power
 from .examples import examples
 from .journal import KeptJournal
 from .numbers import Scored, left_out, numbers, on_validation
-from .scores import Kept, Splits, code, folder
+from .scores import Found, Kept, Splits, code, folder
 from .suite_file import Loaded, load_suite
 from .verdict import verdict
 
@@ -43,7 +44,7 @@ class Comparison:
 
 
 @dataclass
-class _Model:
+class Model:
     """A model under measurement, loaded when something of it has to be measured."""
 
     name: str
@@ -74,26 +75,29 @@ def measure(
         UsageError: A model, the suite or its rows cannot be used; nothing was measured.
         RunFailed: A model's scores are not finite.
     """
+    if not models:
+        raise SpecError("name at least one model to measure")
     loaded = suite if isinstance(suite, Loaded) else load_suite(suite)
     say("checking models")
     directory = default_cache() / "measured" if out is None else Path(out).absolute()
-    start, others = _opened(initial, "initial", directory), [_opened(path, None, directory) for path in models]
-    _name(others)
+    start, others = opened(initial, "initial", directory), [opened(path, None, directory) for path in models]
+    tell_apart(others)
     for line in loaded.forecasts(len(others)):
         say(line)
-    # of one model nothing is chosen, so all items count
-    splits: tuple[Split, ...] = SPLITS if len(others) == 1 else ("test",)
+    splits = counting(len(others))
     first = _scored(start, start, loaded, directory, say)
+    if found := power.in_a_line(loaded.suite, power.least(loaded.suite, first, splits)):
+        say(found)
     entries, chosen = [], {}
     for model in others:
         scored = _paired(_scored(model, start, loaded, directory, say), first)
         told = {"name": model.name, "path": str(model.path), "content": model.digest}
         shown = _items(model, start, loaded, directory, first, scored, splits, say)
-        entries.append({**told, **numbers(loaded.suite, first, scored, splits), "items": shown})
+        entries.append({**told, **numbers(loaded.suite, first, scored, splits), "items": shown, "notes": scored.notes})
         chosen[model.name] = on_validation(loaded.suite, first, scored)
         model.subject = None  # its memory is the next one's
     out_of_it = left_out(loaded.suite, first, splits)
-    summary = {**_summary(loaded, start, entries, out_of_it), **verdict(entries, chosen)}
+    summary = {**_summary(loaded, start, first, entries, out_of_it), **verdict(entries, chosen)}
     if out is not None:
         write_json(directory / "measure.json", summary)
     for model in (start, *others):
@@ -101,12 +105,18 @@ def measure(
     return Comparison(summary, None if out is None else directory)
 
 
-def _opened(path: str | Path, name: str | None, directory: Path) -> _Model:
+def counting(models: int) -> tuple[Split, ...]:
+    """The splits whose items count: of one model nothing is chosen, so all do."""
+    return SPLITS if models == 1 else ("test",)
+
+
+def opened(path: str | Path, name: str | None, directory: Path) -> Model:
+    """A model's folder, checked and hashed; its weights are not read. Scores lie in `directory`."""
     where = named_model(str(path))
     check_model_dir(where)
     content = _content(where)
     journal = KeptJournal(folder(directory), f"{content} {code()}")
-    return _Model(name or str(path).rstrip("/"), where, content, load_tokenizer(where), journal)
+    return Model(name or str(path).rstrip("/"), where, content, load_tokenizer(where), journal)
 
 
 def _content(model: Path) -> str:
@@ -116,11 +126,9 @@ def _content(model: Path) -> str:
     return content_key("model", [own, file_digest(ends)]) if ends.is_file() else own
 
 
-def _name(models: Iterable[_Model]) -> None:
-    """Short names where they differ, whole paths where they do not."""
+def tell_apart(models: Iterable[Model]) -> None:
+    """Gives short names where they differ, whole paths where they do not."""
     given = list(models)
-    if not given:
-        raise SpecError("name at least one model to measure")
     for path, count in Counter(model.path.resolve() for model in given).items():
         if count > 1:
             raise SpecError(f"{path} is given {count} times; name every model once")
@@ -130,34 +138,42 @@ def _name(models: Iterable[_Model]) -> None:
             model.name = Path(model.name).name
 
 
-def _scored(model: _Model, start: _Model, loaded: Loaded, directory: Path, say: Say) -> Scored:
+def _scored(model: Model, start: Model, loaded: Loaded, directory: Path, say: Say) -> Scored:
     kept = Kept(directory, model=model.digest, initial=start.digest, contents=loaded.contents)
-    scores: dict[str, Splits] = {}
-    why: dict[str, str] = {}
-    alike = _same_tokens(model.tokenizer, start.tokenizer)
-    for one in loaded.suite.measures:
-        if one.against is not None and model is start:
-            continue  # it would be compared with itself
-        if one.against == "tokens" and not alike:
-            why[one.key] = "its tokenizer is not initial's, so that tokens cannot be compared"
-            continue
+    found: dict[str, Found] = {}
+    measures, why = taken(model, start, loaded.suite)
+    for one in measures:
 
-        def compute(one: Measure = one) -> Splits:
+        def compute(one: Measure = one) -> Found:
             say(f"{model.name}: {one.name}")
             subject = _subject(model, start, loaded)
             readings = {split: measuring.measure(subject, split, [one.key]) for split in SPLITS}
+            notes: dict[str, list[str]] = {}
             for split, reading in readings.items():
                 for note in reading.notes.get(one.key, ()):
                     say(f"{model.name}: {one.name}, {split}: {note}")
-            return {split: reading.scores[one.key] for split, reading in readings.items()}
+                    notes.setdefault(split, []).append(note)
+            return Found({split: reading.scores[one.key] for split, reading in readings.items()}, notes)
 
         try:
             with told(say):
-                scores[one.key] = kept.scores(one, compute)
+                found[one.key] = kept.scores(one, compute)
         except Undefined as reason:  # the others have a number all the same
             why[one.key] = str(reason)
             say(f"{model.name}: {one.name}: {reason}")
-    return Scored(scores, why)
+    notes = {key: one.notes for key, one in found.items() if one.notes}
+    return Scored({key: one.scores for key, one in found.items()}, why, notes)
+
+
+def taken(model: Model, start: Model, suite: Suite) -> tuple[list[Measure], dict[str, str]]:
+    """The measures that are taken of a model, and by key why others cannot be."""
+    if model is start:  # it would be compared with itself
+        return [one for one in suite.measures if one.against is None], {}
+    if _same_tokens(model.tokenizer, start.tokenizer):
+        return list(suite.measures), {}
+    why = "its tokenizer is not initial's, so that tokens cannot be compared"
+    other = {one.key: why for one in suite.measures if one.against == "tokens"}
+    return [one for one in suite.measures if one.key not in other], other
 
 
 def _paired(scored: Scored, first: Scored) -> Scored:
@@ -167,14 +183,15 @@ def _paired(scored: Scored, first: Scored) -> Scored:
         for key, splits in scored.scores.items()
         if key in first.scores and any(len(first.scores[key][split]) != len(splits[split]) for split in splits)
     }
-    return Scored({key: value for key, value in scored.scores.items() if key not in other}, {**scored.why, **other})
+    left = {key: value for key, value in scored.scores.items() if key not in other}
+    return replace(scored, scores=left, why={**scored.why, **other})
 
 
 def _same_tokens(first: Any, second: Any) -> bool:
     return first is second or bool(first.get_vocab() == second.get_vocab())
 
 
-def _subject(model: _Model, start: _Model, loaded: Loaded) -> Subject:
+def _subject(model: Model, start: Model, loaded: Loaded) -> Subject:
     if model.subject is None:
         weights: Any = load_model(model.path)
         weights.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -186,8 +203,8 @@ def _subject(model: _Model, start: _Model, loaded: Loaded) -> Subject:
 
 
 def _items(
-    model: _Model,
-    start: _Model,
+    model: Model,
+    start: Model,
     loaded: Loaded,
     directory: Path,
     first: Scored,
@@ -215,12 +232,12 @@ def _items(
 
 
 def _summary(
-    loaded: Loaded, start: _Model, entries: Sequence[Mapping[str, Any]], out: Mapping[str, str]
+    loaded: Loaded, start: Model, first: Scored, entries: Sequence[Mapping[str, Any]], out: Mapping[str, str]
 ) -> dict[str, Any]:
     suite = loaded.suite
     return {
         "version": VERSION,
-        "initial": {"name": start.name, "path": str(start.path), "content": start.digest},
+        "initial": {"name": start.name, "path": str(start.path), "content": start.digest, "notes": first.notes},
         "models": list(entries),
         "items": "all" if len(entries) == 1 else "test",
         "measures": [

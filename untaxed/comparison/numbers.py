@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -23,10 +23,17 @@ HALF = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Scored:
-    """One model's scores, by measure; a measure that cannot be taken of it has a reason instead."""
+    """One model's scores, by measure; a measure that cannot be taken of it has a reason instead.
+
+    Attributes:
+        scores: By measure and split, (items, k).
+        why: By measure.
+        notes: What was left out or had no answer, by measure and split; most have none.
+    """
 
     scores: Mapping[str, Splits]
-    why: Mapping[str, str]
+    why: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
 
 def numbers(suite: Suite, initial: Scored, model: Scored, splits: Sequence[str]) -> dict[str, Any]:
@@ -45,7 +52,7 @@ def numbers(suite: Suite, initial: Scored, model: Scored, splits: Sequence[str])
         if why := model.why.get(one.key):
             found[one.group][one.name] = {"value": undefined(why).json(), "why": why}
             continue
-        ours, theirs = (_pooled(each.scores.get(one.key), splits) for each in (model, initial))
+        ours, theirs = (pooled(each.scores.get(one.key), splits) for each in (model, initial))
         if one.group == "abilities":
             found["abilities"][one.name] = _ability(one, ours, theirs, out.get(one.name))
         else:
@@ -67,10 +74,10 @@ def on_validation(suite: Suite, initial: Scored, model: Scored) -> dict[str, flo
 
 
 def left_out(suite: Suite, initial: Scored, splits: Sequence[str]) -> dict[str, str]:
-    """Abilities that the initial model has too little of to lose, with the reason."""
+    """Abilities that the initial model has too little of to lose, with the reason; of those that were measured."""
     found = {}
-    for one in suite.group("abilities"):
-        quantity = _draws(one, _pooled(initial.scores[one.key], splits))
+    for one in (one for one in suite.group("abilities") if one.key in initial.scores):
+        quantity = _draws(one, pooled(initial.scores[one.key], splits))
         value, error = float(quantity[0, 0]), float(quantity[1:, 0].std(ddof=1))
         if not value > one.chance + CLEAR * error:
             found[one.name] = (
@@ -80,7 +87,8 @@ def left_out(suite: Suite, initial: Scored, splits: Sequence[str]) -> dict[str, 
     return found
 
 
-def _pooled(scores: Splits | None, splits: Sequence[str]) -> Array | None:
+def pooled(scores: Splits | None, splits: Sequence[str]) -> Array | None:
+    """One array of the items of these splits."""
     return None if scores is None else np.concatenate([scores[split] for split in splits])
 
 
@@ -161,7 +169,7 @@ def _tax(suite: Suite, names: Sequence[str], initial: Scored, model: Scored, spl
         return undefined(model.why[missing[0].key])
     kept, items = [], 0
     for one in chosen:
-        ours, theirs = (_pooled(each.scores[one.key], splits) for each in (model, initial))
+        ours, theirs = (pooled(each.scores[one.key], splits) for each in (model, initial))
         both = _draws(one, ours, theirs)
         items += len(ours) if ours is not None else 0
         kept.append(_kept(one, both))

@@ -1,7 +1,7 @@
 """Per-item scores that are measured once: found again by what they depend on.
 
     <directory>/scores/scores-<hash>.npz    "validation", "test" -> (items, k), of one measure on one model
-    <directory>/scores/scores-<hash>.json   what it is of, for people
+    <directory>/scores/scores-<hash>.json   what it is of, and what was left out or had no answer, by split
     <directory>/scores/items-<hash>.json    items that were lost and won, with both answers
 
 The hash is that of the model's files, of the initial model's where the measure looks at it, of the code that scores,
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,19 @@ from ..studies.cache import content_key
 from ..studies.store import read_json, read_scores, write_json, write_scores
 
 Splits = dict[str, Scores]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One measure on one model, by split.
+
+    Attributes:
+        scores: (items, k).
+        notes: What was left out or scored 0 for want of an answer; splits without a note are missing.
+    """
+
+    scores: Splits
+    notes: Mapping[str, Sequence[str]]
 
 
 @cache
@@ -46,14 +60,23 @@ class Kept:
         self._directory = folder(directory)
         self._model, self._initial, self._contents = model, initial, contents
 
-    def scores(self, one: Measure, compute: Callable[[], Splits]) -> Splits:
-        """The scores of a measure by split: found, or computed and written down."""
+    def scores(self, one: Measure, compute: Callable[[], Found]) -> Found:
+        """What a measure found: kept, or computed and written down."""
+        if (known := self.known(one)) is not None:
+            return known
         about = self._about(one)
-        file = self._directory / f"{content_key('scores', about)}.npz"
-        if not file.exists():
-            write_scores(file, compute())
-            write_json(file.with_suffix(".json"), about)
-        return read_scores(file)
+        file, found = self._file(about), compute()
+        write_json(file.with_suffix(".json"), {**about, "notes": found.notes})
+        write_scores(file, found.scores)  # last: where it lies, all does
+        return Found(read_scores(file), found.notes)
+
+    def known(self, one: Measure) -> Found | None:
+        """What a measure found before, else None."""
+        file = self._file(self._about(one))
+        beside = file.with_suffix(".json")
+        if not (file.exists() and beside.exists()):
+            return None
+        return Found(read_scores(file), read_json(beside).get("notes", {}))
 
     def items(self, one: Measure, splits: Sequence[str], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The items of a measure that are shown: found, or computed and written down."""
@@ -63,6 +86,9 @@ class Kept:
             write_json(file, compute())
         found: dict[str, Any] = read_json(file)
         return found
+
+    def _file(self, about: Mapping[str, Any]) -> Path:
+        return self._directory / f"{content_key('scores', about)}.npz"
 
     def _about(self, one: Measure, *, both: bool = False) -> dict[str, Any]:
         both = both or one.against is not None

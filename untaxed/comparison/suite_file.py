@@ -8,10 +8,10 @@ drift: [forward_kl]
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,9 @@ from ..studies.pairs import prompts_by_split
 from ..studies.places import located
 from ..studies.sources import WORLDS, Prompts
 from ..validation import validated
+
+if TYPE_CHECKING:
+    from .saved import SavedReading
 
 
 class SuiteFile(SuiteSpec):
@@ -73,7 +76,7 @@ class SuiteFile(SuiteSpec):
         return self
 
 
-PATHS = ("path", "reward_model", "causal_lm")
+PATHS = ("path", "include", "reward_model", "causal_lm")
 
 
 @dataclass(frozen=True)
@@ -85,18 +88,28 @@ class Loaded:
         contents: By a measure's key, a hash of everything but the models that its scores depend on.
         described: The suite as plain values, for files.
         paid: The judges whose answers may cost something.
+        source: The file it is from, or the embedded world's name.
+        sets: What was changed of it, as ``key=value``.
     """
 
     suite: Suite
     contents: Mapping[str, str]
     described: Any
     paid: tuple[EndpointJudge, ...] = ()
+    source: str = ""
+    sets: tuple[str, ...] = ()
 
     def forecasts(self, models: int) -> list[str]:
         """What may be asked of endpoints at most, a line each."""
         prompts = [prompt for split in self.suite.prompts.values() for prompt in split]
         new = self.suite.sampling.max_new_tokens
         return [judge.forecast(prompts, new_tokens=new, models=models) for judge in self.paid]
+
+    def read_saved(self, folder: Path, keys: Sequence[str]) -> SavedReading:
+        """Begins to read the model that lies in ``folder/policy``, in a process of its own."""
+        from .saved import SavedReading
+
+        return SavedReading(self, folder, keys)
 
 
 def load_suite(path: str | Path, sets: Iterable[str] = ()) -> Loaded:
@@ -108,9 +121,10 @@ def load_suite(path: str | Path, sets: Iterable[str] = ()) -> Loaded:
     """
     if str(path) in WORLDS:
         return _embedded(str(path))
-    path = Path(path)
+    path, sets = Path(path), tuple(sets)
     raw = located({"measure": apply_sets(read_yaml(path), sets)}, path.parent)["measure"]
-    return _built(validated(SuiteFile, raw, f"{path}: ", what="a suite"), path.parent)
+    built = _built(validated(SuiteFile, raw, f"{path}: ", what="a suite"), path.parent)
+    return replace(built, source=str(path.absolute()), sets=sets)
 
 
 def _built(spec: SuiteFile, directory: Path) -> Loaded:
@@ -129,7 +143,7 @@ def _embedded(name: str) -> Loaded:
 
     world = pocket.WORLDS[name]
     suite, models = world.suite(), [fingerprint(path) for path in (world.initial_path(), world.proxy_path())]
-    return Loaded(suite, {one.key: content_key(one.key, models) for one in suite.measures}, name)
+    return Loaded(suite, {one.key: content_key(one.key, models) for one in suite.measures}, name, source=name)
 
 
 def _contents(spec: SuiteFile, suite: Suite, directory: Path) -> dict[str, str]:
@@ -144,6 +158,7 @@ def _contents(spec: SuiteFile, suite: Suite, directory: Path) -> dict[str, str]:
                 _part(spec, one),
                 sampling if _is_sampled(spec, one) else None,
                 read_from.get(_base(one.name)) if one.group == "reward" else None,
+                one.content,
             ],
         )
         for one in suite.measures

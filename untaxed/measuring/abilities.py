@@ -15,7 +15,7 @@ from .encoding import Remembered, chat_prompts, encode, encode_answers
 from .forward import totals
 from .sampling import sample
 from .subject import Fitting, Subject
-from .suite import Measure, Sampling, Scores, Shown, Split
+from .suite import Measure, Sampling, Scores, Shown, Split, counted
 
 Normalise = Literal["bytes", "characters", "tokens"]
 MORE = 8  # tokens beyond the longest answer that are shown of what a model writes
@@ -78,7 +78,7 @@ def exact_match(
         return [Shown(item.prompt, item.answer, text) for item, text in zip(chosen, written, strict=True)]
 
     _check_items(name, items)
-    return Measure("abilities", name, "mean", score, chance=chance, show=show)
+    return Measure("abilities", name, "mean", score, chance=chance, show=show, items=counted(items))
 
 
 def _written_next(subject: Subject, batch: Batch) -> Tensor:
@@ -153,7 +153,7 @@ def multiple_choice(
     _check_choices(name, items)
     if chance is None:
         chance = float(np.mean([1 / len(item.choices) for split in items.values() for item in split]))
-    return Measure("abilities", name, "mean", score, chance=chance, show=show)
+    return Measure("abilities", name, "mean", score, chance=chance, show=show, items=counted(items))
 
 
 def _encoded(

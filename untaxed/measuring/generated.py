@@ -14,7 +14,7 @@ from . import answers, corpus, instructions
 from .encoding import chat_prompts
 from .generating import Decoding
 from .subject import Subject
-from .suite import Measure, Scores, Shown, Split
+from .suite import Measure, Scores, Shown, Split, counted
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,9 @@ def generated(
         if not questions:
             raise DataError(f"ability {name!r} has no {split} items")
     shown = show if row.statistic == "mean" else None  # an item alone has no corpus score, and is neither lost nor won
-    return Measure("abilities", name, row.statistic, score, chance=chance, unit=row.unit, show=shown)
+    return Measure(
+        "abilities", name, row.statistic, score, chance=chance, unit=row.unit, show=shown, items=counted(items)
+    )
 
 
 def _expected(right: Any) -> str:

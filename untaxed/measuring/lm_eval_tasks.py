@@ -9,6 +9,7 @@ in one process only (a sharded one is refused).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -24,9 +25,10 @@ from ..errors import DataError, SpecError, Unsupported, UntaxedError, last_line,
 from ..rows import fraction
 from .lm_eval_resume import resuming
 from .subject import Subject
-from .suite import SPLITS, Measure, Scores, Split
+from .suite import SPLITS, Measure, Scores, Split, counted
 
 GENERATED = 256  # tokens that it generates where a task does not say
+TASK_FILES = (".yaml", ".yml", ".py")
 SEED_OF_LIMIT = 1  # another than that of the halves, which would always take the first of them
 
 
@@ -76,7 +78,8 @@ def lm_eval_ability(spec: LmEvalSpec, directory: Path, *, chat: bool = False) ->
     """
     task, manager = _task(spec, directory)
     metric, _, rule = _metric(spec, task).partition(",")
-    wanted = _divided(list(task.eval_docs), spec.limit)
+    texts = [json.dumps(document, sort_keys=True, default=str) for document in task.eval_docs]
+    wanted = _divided(texts, spec.limit)
     templated = chat if spec.chat is None else spec.chat
     for split, numbers in wanted.items():
         if not numbers:
@@ -91,7 +94,18 @@ def lm_eval_ability(spec: LmEvalSpec, directory: Path, *, chat: bool = False) ->
         subject.left_out(kept, len(rows), f"{spec.name} {split}")
         return np.array([[float(row[metric])] for row in kept])
 
-    return Measure("abilities", spec.name, "mean", score, chance=spec.chance)
+    content = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return Measure(
+        "abilities", spec.name, "mean", score, chance=spec.chance, items=counted(wanted), content=content, sharded=False
+    )
+
+
+def task_files(spec: LmEvalSpec) -> list[Path]:
+    """The task files and their code in the folder that a spec includes, so that one changed in place is noticed."""
+    folder = None if spec.include is None else Path(spec.include).expanduser()
+    if folder is None or not folder.is_dir():
+        return []
+    return sorted(file for file in folder.rglob("*") if file.suffix in TASK_FILES and file.is_file())
 
 
 def _task(spec: LmEvalSpec, directory: Path) -> tuple[Any, Any]:
@@ -126,9 +140,8 @@ def _metric(spec: LmEvalSpec, task: Any) -> str:
     return name
 
 
-def _divided(documents: Sequence[Any], limit: int | None) -> dict[Split, list[int]]:
+def _divided(texts: Sequence[str], limit: int | None) -> dict[Split, list[int]]:
     """The documents' numbers in halves by the hash of their content, at most `limit` of each, drawn by another hash."""
-    texts = [json.dumps(document, sort_keys=True, default=str) for document in documents]
     halves: dict[Split, list[int]] = {split: [] for split in SPLITS}
     for number, text in enumerate(texts):
         halves[SPLITS[fraction(text) >= 0.5]].append(number)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -13,6 +14,7 @@ from .statistics import REPLICATES, Array, draws, item_weights, value
 
 POWER, LEVEL = 0.8, 0.05
 CORRELATION = 0.5  # of an item's scores before and after alignment, where nothing is known
+MOST_ITEMS = 10**12  # that are thought of
 WORST = 0.5  # standard deviation of a score between 0 and 1 that is as often one as the other: none is larger
 
 
@@ -189,6 +191,36 @@ def items_needed(deviation: float, loss: float, *, power: float = POWER, level: 
     if not (math.isfinite(loss) and loss > 0):
         raise ValueError(f"the loss to be found must be above 0, got {loss}")
     return max(2, math.ceil((quantiles(power, level) * Planned(1, deviation).deviation / loss) ** 2))
+
+
+def items_for_tax(
+    abilities: Planned | Sequence[Planned], tax: float, *, power: float = POWER, level: float = LEVEL
+) -> int:
+    """How many items in all, shared out among the abilities as they are now, find a tax of that size.
+
+    The inverse of `minimum_detectable`, found by bisection.
+
+    Args:
+        abilities: One ability, or those whose mean tax is asked for; what `initial` has of each is known.
+        tax: What is to be found, a share of what `initial` has above chance.
+    Example:
+        >>> items_for_tax(Planned(items=400, deviation=0.4, room=0.8), tax=0.02)
+        4906
+    """
+    parts = [abilities] if isinstance(abilities, Planned) else list(abilities)
+    if not (math.isfinite(tax) and tax > 0):
+        raise ValueError(f"the tax to be found must be above 0, got {tax}")
+    if any(part.room is None for part in parts):
+        raise ValueError("a tax is a share of what initial has above chance: give every ability its room")
+    now = sum(part.items for part in parts)
+
+    def finds(items: int) -> bool:
+        scaled = [replace(part, items=max(1, round(items * part.items / now))) for part in parts]
+        least = minimum_detectable(scaled, power=power, level=level).tax
+        assert least is not None
+        return least <= tax
+
+    return bisect_left(range(MOST_ITEMS), True, lo=2 * len(parts), key=finds)
 
 
 def quantiles(power: float = POWER, level: float = LEVEL) -> float:

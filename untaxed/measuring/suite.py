@@ -48,6 +48,9 @@ class Measure:
             tokenizer, or ``texts``; None: nothing.
         outcomes: Counts items by what became of them (won, lost, tied, unanswered, …), from their scores; None: a
             measure whose items are neither.
+        items: How many items each split has, where that is known before anything is measured.
+        content: A hash of what it reads that its spec does not name, such as documents that lm-eval fetches.
+        sharded: Whether it can be read on a model whose tensors are sharded.
     """
 
     group: Group
@@ -60,11 +63,19 @@ class Measure:
     each: Callable[[Completions], Scores] | None = None
     against: Against | None = None
     outcomes: Callable[[Scores], dict[str, int]] | None = None
+    items: Mapping[Split, int] | None = None
+    content: str = ""
+    sharded: bool = True
 
     @property
     def key(self) -> str:
         """The name under which per-item scores are stored, such as ``abilities.facts``."""
         return f"{self.group}.{self.name}"
+
+
+def counted(items: Mapping[Split, Sequence[object]]) -> dict[Split, int]:
+    """How many items each split has."""
+    return {split: len(rows) for split, rows in items.items()}
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def terminal(summary: Summary, console: Console) -> None:
         console.print(_measures_drawn(lines(summary, summary["models"][0], notes)))
     else:
         console.print(_models_drawn(overview(summary, notes), reported=bool(summary["report"])))
-    for text in [*notes.reasons, *footnotes(summary)]:
+    for text in [*notes.reasons, *footnotes(summary), *remarks(summary, summary["models"])]:
         console.print(Text(text, style="dim"))
 
 
@@ -145,6 +145,19 @@ def footnotes(summary: Summary) -> list[str]:
         f"{LEVEL:g}.",
         *(f"Left out of the tax: {left['ability']} ({left['why']})." for left in summary["left_out"]),
     ]
+
+
+def remarks(summary: Summary, entries: Sequence[Entry]) -> list[str]:
+    """What was left out or had no answer, of initial and these models: a line each, with all that it is true of."""
+    splits = ("validation", "test") if summary["items"] == "all" else ("test",)
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for measure in summary["measures"]:
+        key = f"{measure['group']}.{measure['name']}"
+        for one in (summary["initial"], *entries):
+            for split in splits:
+                for text in one["notes"].get(key, {}).get(split, ()):
+                    found.setdefault((measure["name"], split, text), []).append(one["name"])
+    return [f"{name} ({split}), {', '.join(who)}: {text}." for (name, split, text), who in found.items()]
 
 
 def _measures_drawn(found: Sequence[Line]) -> RichTable:
@@ -208,6 +221,8 @@ def markdown(summary: Summary) -> str:
             parts.append(row([escaped(line.name), escaped(line.unit), *cells]))
         parts.append("")
     parts += [escaped(text) for text in (*notes.reasons, *footnotes(summary))]
+    if said := remarks(summary, summary["models"]):
+        parts += ["", *(f"- {escaped(text)}" for text in said)]
     return "\n".join(parts) + "\n"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .measured import footnotes, lines, overview
+from .measured import footnotes, lines, overview, remarks
 from .numbers import Notes, Summary
 from .page import FRONTIER_SIZES, template, write_whole
 from .plots import arm_looks, frontier_plot
@@ -25,7 +25,7 @@ def html(summary: Summary) -> str:
     plots = {name: frontier_plot(as_arms, width=w, height=h) for name, (w, h) in FRONTIER_SIZES.items()}
     return template("measured.html").render(
         summary=summary,
-        models=[(entry, lines(summary, entry, notes)) for entry in summary["models"]],
+        models=[(one, lines(summary, one, notes), remarks(summary, [one])) for one in summary["models"]],
         overview=overview(summary, notes),
         styles=arm_looks(as_arms),
         frontier=plots if plots["wide"] else None,

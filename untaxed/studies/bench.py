@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer
 from ..errors import SpecError
 from ..measuring import Subject, Suite
+from ..measuring.lm_eval_tasks import LmEvalSpec, task_files
 from ..measuring.suite_spec import SuiteSpec, reward_files
 from ..method import Context
 from ..rows import RowsSource
@@ -139,6 +140,8 @@ def local_files(part: Any) -> Iterator[Path]:
     if isinstance(part, RowsSource):
         if (file := part.file()) is not None:
             yield file
+    elif isinstance(part, LmEvalSpec):
+        yield from task_files(part)
     elif isinstance(part, BaseModel):
         yield from local_files([getattr(part, name) for name in type(part).model_fields])
     elif isinstance(part, Mapping):

@@ -18,7 +18,8 @@ def located(raw: Any, base: Path) -> Any:
     """Returns a spec's plain values with variables put in and paths made absolute.
 
     ``${NAME}`` and ``${NAME:-default}`` may stand in every text; a variable that is not set and has no default stays as
-    it is, for whoever reads the file to name it. Paths are the values of the keys ``path``, wherever they stand, under
+    it is, for whoever reads the file to name it. Paths are the values of the keys ``path``, wherever they stand, and
+    ``include`` beside ``lm_eval``, under
     ``models`` those names that lead to something that exists or that look like a path and not like a hub id, task
     files, and the modules of rewards and judges that lie beside the spec or in the working directory.
     """
@@ -37,6 +38,8 @@ def _walk(value: Any, base: Path) -> Any:
         walked = {key: _walk(inner, base) for key, inner in value.items()}
         if isinstance(walked.get("path"), str):
             walked["path"] = _absolute(walked["path"], base)
+        if "lm_eval" in walked and isinstance(walked.get("include"), str):
+            walked["include"] = _absolute(walked["include"], base)
         return walked
     if isinstance(value, list):
         return [_walk(inner, base) for inner in value]

@@ -11,10 +11,10 @@ from .attached import join as join
 from .defaults import machine_defaults as machine_defaults
 from .drift import with_meter as with_meter
 from .inputs import with_inputs as with_inputs
+from .keep_best import KeepBest as KeepBest
 from .loop import Moment as Moment
 from .loop import Outcome as Outcome
 from .loop import train as train
-from .suite_meter import KeepBest as KeepBest
 from .suite_meter import SuiteMeter as SuiteMeter
 from .suite_meter import SuiteMeterState as SuiteMeterState
 from .task import Reward as Reward
