@@ -68,7 +68,7 @@ def test_the_initial_model_has_no_drift_at_all(pair, tokenizer):
 def test_forward_kl_reads_samples_of_the_initial_model(pair, tokenizer):
     initial, policy = pair
     measure(policy, "validation", ["drift.forward_kl"])
-    assert list(initial._completions) == ["validation"]
+    assert list(initial._completions) == [("prompts", "validation")]
     assert not policy._completions
 
 

@@ -28,7 +28,7 @@ from untaxed.weights import same, snapshot
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6"]
 METER = DriftMeter(PROMPTS, every=2, max_new_tokens=5)
 RESET = ElasticReset(decay=0.6, reset_every=3)
-NAMES = {"drift/forward_kl", "drift/entropy", "drift/length", "drift/distinct_1", "drift/distinct_2"}
+NAMES = {"drift/forward_kl", "drift/entropy", "drift/length", "drift/distinct_1", "drift/distinct_2", "drift/tokens"}
 
 
 def guarded(do: Any, limit: float = 1e-6, **settings: Any) -> DriftMeter:
@@ -157,7 +157,7 @@ class Reads(Method):
     name: ClassVar[str] = "reads"
     acts: ClassVar[frozenset[Site]] = frozenset({"between"})
     seen: ClassVar[list[Mapping[str, float]]] = []
-    reset_when: str = "drift"
+    reset_when: ClassVar[dict[str, float]] = {"forward_kl": 1.0}
 
     def settings(self) -> dict[str, Any]:
         return {}

@@ -35,7 +35,8 @@ def numbers(suite: Suite, initial: Scored, model: Scored, splits: Sequence[str])
     Args:
         splits: Which items: those of test, or all of them where nothing was chosen on validation.
     Returns:
-        ``reward``, ``drift`` -> name -> ``{"value", "initial", "change", "p"}``; ``abilities`` -> name ->
+        ``reward``, ``drift`` -> name -> ``{"value", "initial", "change", "p"}``, and of a mean over tokens ``tokens``,
+        how many those of ``value`` are; ``abilities`` -> name ->
         ``{"value", "initial", "loss", "kept", "p", "q", "lost", "won", "items"}``; ``tax`` -> ``select``, ``report``.
         ``loss`` is initial minus model, ``q`` is ``p`` adjusted for the number of abilities (Benjamini-Hochberg).
     """
@@ -110,6 +111,7 @@ def _p(quantity: Array) -> float | None:
 def _other(one: Measure, ours: Array | None, theirs: Array | None) -> dict[str, Any]:
     assert ours is not None
     items = len(ours)
+    tokens = {"tokens": round(ours[:, 1].sum())} if one.per_token else {}
     if theirs is None:  # a comparison with initial, which has nothing to be compared with itself
         counted = {} if one.outcomes is None else {**one.outcomes(ours), "items": items}
         return {"value": _interval(_draws(one, ours)[:, 0], items).json(), **counted}
@@ -120,6 +122,7 @@ def _other(one: Measure, ours: Array | None, theirs: Array | None) -> dict[str, 
         "initial": _interval(both[:, 1], items).json(),
         "change": _interval(change, items).json(),
         "p": _p(change),
+        **tokens,
     }
 
 

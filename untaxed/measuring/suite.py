@@ -18,7 +18,10 @@ Group = Literal["reward", "abilities", "drift"]
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]  # (prompts, completions) -> one number each
 Scores = NDArray[np.float64]  # (items, k): k sufficient statistics an item
 Against = Literal["tokens", "texts"]
+PromptSet = Literal["prompts", "general"]  # those of alignment, and general ones: fields of a suite
 SPLITS: tuple[Split, ...] = ("validation", "test")
+GENERAL = "general_"  # how measures on the general prompts begin
+PER_TOKEN = ("nats a token", "share of tokens", "perplexity")  # units whose second statistic is a number of tokens
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Measure:
             tokenizer, or ``texts``; None: nothing.
         outcomes: Counts items by what became of them (won, lost, tied, unanswered, …), from their scores; None: a
             measure whose items are neither.
+        prompts: Which of the suite's prompts it samples from, where it samples.
     """
 
     group: Group
@@ -60,11 +64,17 @@ class Measure:
     each: Callable[[Completions], Scores] | None = None
     against: Against | None = None
     outcomes: Callable[[Scores], dict[str, int]] | None = None
+    prompts: PromptSet = "prompts"
 
     @property
     def key(self) -> str:
         """The name under which per-item scores are stored, such as ``abilities.facts``."""
         return f"{self.group}.{self.name}"
+
+    @property
+    def per_token(self) -> bool:
+        """True of a mean over tokens: the second sufficient statistic is how many there are."""
+        return self.unit in PER_TOKEN and self.group == "drift"
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,7 @@ class Suite:
         report: Names of the abilities that are shown and never chosen on.
         prompts: The prompts, by split, that rewards and drift are sampled from.
         sampling: How.
+        general: The prompts, by split, of what models are not aligned on, for drift there; may be empty.
     """
 
     measures: tuple[Measure, ...]
@@ -94,6 +105,11 @@ class Suite:
     report: tuple[str, ...]
     prompts: Mapping[Split, tuple[str, ...]]
     sampling: Sampling = field(default_factory=Sampling)
+    general: Mapping[Split, tuple[str, ...]] = field(default_factory=dict)
+
+    def sampled(self, prompts: PromptSet) -> Mapping[Split, tuple[str, ...]]:
+        """One of the two sets of prompts, by split."""
+        return self.general if prompts == "general" else self.prompts
 
     def group(self, group: Group) -> tuple[Measure, ...]:
         """The measures of one group."""

@@ -15,6 +15,7 @@ from ..method import Context, Method
 from ..weights import trainable
 from .adapters import check_adapter
 from .algorithms import ALGORITHMS
+from .held_out import find_held_out
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -81,6 +82,8 @@ def check_method(trainer: Trainer, method: object) -> None:
         )
     _check_sites(method, backend(trainer))
     check_settings(trainer, method)
+    if getattr(method, "asks_held_out", False):
+        find_held_out(trainer)
 
 
 def check_settings(trainer: Trainer, method: Method, *, max_steps: int | None = None) -> None:
@@ -116,6 +119,8 @@ def check_together(methods: Sequence[Method]) -> None:
             f"{' and '.join(resetting)} both replace the policy and would undo each other's work; keep one of them"
         )
     meters = [method for method in methods if method.watches]
+    for meter in (meter for meter in meters if hasattr(meter, "measures")):
+        _check_read(methods, meter.measures)
     names = [meter.name for meter in meters]
     if twice := [name for name in names if names.count(name) > 1]:
         raise Unsupported(f"{twice[0]} is attached already; a trainer has one, whose values have one name each")
@@ -124,6 +129,17 @@ def check_together(methods: Sequence[Method]) -> None:
             "a guard is to 'reset', and no method that resets the policy is attached; give one in the same call, such "
             "as attach(trainer, DriftMeter(…), ElasticReset(decay=0.98, reset_every=60))"
         )
+
+
+def _check_read(methods: Sequence[Method], measured: Sequence[str]) -> None:
+    """Raises `Unsupported` where a method goes by a measure that the drift meter does not read."""
+    for method in methods:
+        for measure in getattr(method, "reset_when", None) or ():
+            if measure not in measured:
+                raise Unsupported(
+                    f"{method.name}: reset_when goes by {measure}, which the drift meter beside it does not measure; "
+                    f"it measures {', '.join(measured)}, and on general_prompts these as general_…"
+                )
 
 
 def _check_sites(method: Method, lies: str) -> None:
