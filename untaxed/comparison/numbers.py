@@ -15,7 +15,7 @@ from ..frontier.points import CLEAR
 from ..measuring.multiple import LEVEL, benjamini_hochberg
 from ..measuring.paired import paired_difference
 from ..measuring.statistics import Array, Interval, draws, item_weights, undefined
-from ..measuring.suite import Measure, Suite
+from ..measuring.suite import Measure, Suite, per_token
 from .scores import Splits
 
 HALF = NormalDist().inv_cdf(0.975)
@@ -111,10 +111,10 @@ def _p(quantity: Array) -> float | None:
 def _other(one: Measure, ours: Array | None, theirs: Array | None) -> dict[str, Any]:
     assert ours is not None
     items = len(ours)
-    tokens = {"tokens": round(ours[:, 1].sum())} if one.per_token else {}
+    tokens = {"tokens": round(ours[:, 1].sum())} if per_token(one.statistic, one.unit) else {}
     if theirs is None:  # a comparison with initial, which has nothing to be compared with itself
         counted = {} if one.outcomes is None else {**one.outcomes(ours), "items": items}
-        return {"value": _interval(_draws(one, ours)[:, 0], items).json(), **counted}
+        return {"value": _interval(_draws(one, ours)[:, 0], items).json(), **counted, **tokens}
     both = _draws(one, ours, theirs)
     change = both[:, 0] - both[:, 1]
     return {

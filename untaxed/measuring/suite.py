@@ -21,7 +21,11 @@ Against = Literal["tokens", "texts"]
 PromptSet = Literal["prompts", "general"]  # those of alignment, and general ones: fields of a suite
 SPLITS: tuple[Split, ...] = ("validation", "test")
 GENERAL = "general_"  # how measures on the general prompts begin
-PER_TOKEN = ("nats a token", "share of tokens", "perplexity")  # units whose second statistic is a number of tokens
+
+
+def per_token(statistic: str, unit: str) -> bool:
+    """Whether a measure is a mean over tokens, whose second sufficient statistic says how many an item has."""
+    return statistic in ("token_mean", "perplexity") and unit in ("nats a token", "share of tokens", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,6 @@ class Measure:
     def key(self) -> str:
         """The name under which per-item scores are stored, such as ``abilities.facts``."""
         return f"{self.group}.{self.name}"
-
-    @property
-    def per_token(self) -> bool:
-        """True of a mean over tokens: the second sufficient statistic is how many there are."""
-        return self.unit in PER_TOKEN and self.group == "drift"
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ EVERY = 5  # optimizer steps between readings
 def with_meter(methods: Sequence[Method], task: Task, *, steps: int) -> list[Method]:
     """The methods, behind a drift meter where one of them reads it and there is none.
 
-    It measures on the suite's validation prompts, never on test, drawn as the suite draws. Every few steps, whatever is
-    measured for the study: when a run resets must not depend on how often it is looked at. `steps`: those of the run.
+    It measures on the suite's validation prompts, never on test, drawn as the suite draws, and on its general ones
+    where a method goes by these. Every few steps, whatever is measured for the study: when a run resets must not depend
+    on how often it is looked at. `steps`: those of the run.
     """
     asked = {measure for method in methods for measure in getattr(method, "reset_when", None) or ()}
     if not asked or any(method.name == DriftMeter.name for method in methods):

@@ -137,8 +137,9 @@ def _check_read(methods: Sequence[Method], measured: Sequence[str]) -> None:
         for measure in getattr(method, "reset_when", None) or ():
             if measure not in measured:
                 raise Unsupported(
-                    f"{method.name}: reset_when goes by {measure}, which the drift meter beside it does not measure; "
-                    f"it measures {', '.join(measured)}, and on general_prompts these as general_…"
+                    f"{method.name}: reset_when goes by {measure}, which the drift meter beside it does not read; it "
+                    f"reads {', '.join(measured)}, and given general_prompts (in a study measure.general_prompts) "
+                    "these as general_… on them"
                 )
 
 
