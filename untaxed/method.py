@@ -97,6 +97,8 @@ class Host:
             first. None where there is no meter.
         log: Takes values to the training's log and trackers.
         tokenizer: The policy's.
+        held_out: Gives prompts that are evaluated on and not trained on, texts or conversations, always the same ones.
+            Raises `Unsupported` with the reason where there are none.
         scale_lr: Multiplies the learning rate, and what its schedule goes on from.
         stop: Ends the training after this step.
         reset: Asks the method that resets the policy to do so at the next free step.
@@ -110,6 +112,7 @@ class Host:
     drift: Callable[[], Mapping[str, float]] | None = None
     log: Callable[[Mapping[str, float]], None] | None = None
     tokenizer: Any = None
+    held_out: Callable[[], Sequence[Any]] | None = None
     scale_lr: Callable[[float], None] | None = None
     stop: Callable[[], None] | None = None
     reset: Callable[[], None] | None = None

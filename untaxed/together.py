@@ -84,6 +84,8 @@ def _one_value_an_argument(methods: Methods) -> None:
 
 def _meters(methods: Methods) -> None:
     meters = [method for method in methods if method.watches]
+    for meter in (meter for meter in meters if hasattr(meter, "measures")):
+        _check_read(methods, meter.measures)
     names = [meter.name for meter in meters]
     if twice := [name for name in names if names.count(name) > 1]:
         raise Unsupported(f"{twice[0]} is attached already; a trainer has one, whose values have one name each")
@@ -92,6 +94,18 @@ def _meters(methods: Methods) -> None:
             "a guard is to 'reset', and no method that resets the policy is attached; give one in the same call, such "
             "as attach(trainer, DriftMeter(…), ElasticReset(decay=0.98, reset_every=60))"
         )
+
+
+def _check_read(methods: Methods, measured: Sequence[str]) -> None:
+    """Raises `Unsupported` where a method goes by a measure that the drift meter does not read."""
+    for method in methods:
+        for measure in getattr(method, "reset_when", None) or ():
+            if measure not in measured:
+                raise Unsupported(
+                    f"{method.name}: reset_when goes by {measure}, which the drift meter beside it does not read; it "
+                    f"reads {', '.join(measured)}, and given general_prompts (in a study measure.general_prompts) "
+                    "these as general_… on them"
+                )
 
 
 def _promises_kept(methods: Methods) -> None:

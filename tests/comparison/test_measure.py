@@ -144,6 +144,47 @@ def test_the_front_is_chosen_on_validation(found: Any) -> None:
     assert summary["verdict"].startswith(f"{summary['front'][0]} has the most reward: proxy reward ")
 
 
+def test_general_prompts_and_the_tokens_behind_means(found: Any, models: Path, suite: Path, tmp_path: Path) -> None:
+    (tmp_path / "general.jsonl").write_text("".join(json.dumps({"prompt": f"w{n} w{n}"}) + "\n" for n in range(20)))
+    file = tmp_path / "suite.yaml"
+    file.write_text("general_prompts: {path: general.jsonl}\nmax_new_tokens: 6\n")
+    summary = measure([models / "far"], models / "initial", file, tmp_path / "out").summary
+    assert [one["name"] for one in summary["measures"]] == ["general_forward_kl"]  # nothing else is sampled from
+    one = summary["models"][0]["drift"]["general_forward_kl"]
+    kept = [scores(tmp_path / "out", "drift.general_forward_kl", summary["models"][0]["content"], split)
+            for split in ("validation", "test")]  # fmt: skip
+    total, tokens = np.concatenate(kept).sum(0)
+    assert one["value"]["mean"] == pytest.approx(total / tokens)
+    assert (one["value"]["n"], one["tokens"]) == (20, tokens)
+    assert f"| {tokens:,.0f} tokens |" in measured.markdown(summary)
+    assert f"{tokens:,.0f} tokens</td>" in measured_page.html(summary)
+    [row] = [row for row in csv.DictReader(io.StringIO(measured.as_csv(summary))) if row["group"] == "drift"]
+    assert (row["items"], row["tokens"]) == ("20", str(int(tokens)))
+    assert "tokens" not in found[0]["models"][0]["reward"]["proxy"]
+    assert found[0]["models"][0]["drift"]["texts"]["tokens"] > 0
+
+
+def test_what_is_sampled_depends_on_its_own_prompts(suite: Path, tmp_path: Path) -> None:
+    folder = suite.parent
+    general = tmp_path / "general.jsonl"
+
+    def contents(*lines: str) -> dict[str, str]:
+        general.write_text("".join(json.dumps({"prompt": line}) + "\n" for line in lines))
+        text = (folder / "suite.yaml").read_text().replace("drift: [", "drift: [general_forward_kl, entropy, ")
+        (tmp_path / "suite.yaml").write_text(f"{text}general_prompts: {{path: general.jsonl}}\n")
+        for file in folder.glob("*.jsonl"):
+            (tmp_path / file.name).write_text(file.read_text())
+        return dict(load_suite(tmp_path / "suite.yaml").contents)
+
+    many = [f"w{n}" for n in range(20)]
+    before, after = contents(*many), contents(*many[1:])
+    assert [key for key in before if before[key] != after[key]] == ["drift.general_forward_kl"]
+    alone = load_suite(suite).contents
+    assert alone == {key: before[key] for key in alone}  # what has nothing to do with them stays as it was
+    (tmp_path / "suite.yaml").write_text("prompts: {path: prompts.jsonl}\ngeneral_prompts: {path: general.jsonl}\n")
+    assert list(load_suite(tmp_path / "suite.yaml").contents) == ["drift.forward_kl", "drift.general_forward_kl"]
+
+
 def test_items_show_both_answers(found: Any) -> None:
     far = found[0]["models"][1]
     lost = far["items"]["written"]["lost"]

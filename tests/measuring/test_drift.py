@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from untaxed.errors import DataError
 from untaxed.measuring import Sampling, Subject, Suite, drift, measure, subject
 from untaxed.measuring.perplexity import perplexity
+from untaxed.measuring.suite_spec import DRIFT
 
 from .conftest import tiny_llama, words
 from .test_sampling import drawn
@@ -20,12 +22,11 @@ def make_suite(*measures):
     return Suite(measures, (), (), {"validation": prompts}, Sampling(max_new_tokens=10, batch_size=4))
 
 
-def direct_kl(p_model, q_model, writer):
+def direct_kl(p_model, q_model, writer, prompts="prompts"):
     """Sum and count a sample, one sample at a time with full logits in float64."""
     rows = []
-    for ids, new in zip(
-        writer.completions("validation").prompt_ids, drawn(writer.completions("validation")), strict=True
-    ):
+    written = writer.completions("validation", prompts)
+    for ids, new in zip(written.prompt_ids, drawn(written), strict=True):
         tokens = torch.tensor([[*ids, *new]])
         p, q = (m(tokens).logits[0, len(ids) - 1 : -1].double().log_softmax(-1) for m in (p_model, q_model))
         rows.append([(p.exp() * (p - q)).sum().item(), len(new)])
@@ -49,6 +50,23 @@ def test_kl_in_both_directions_is_exact(pair, model, other_model):
     assert np.allclose(made["drift.reverse_kl"], direct_kl(other_model, model, policy), rtol=1e-4)
 
 
+@torch.no_grad()
+def test_general_prompts_are_a_set_of_their_own(model, other_model, tokenizer, monkeypatch):
+    measures = (drift.forward_kl(), drift.length(), *(DRIFT[name]() for name in DRIFT if name.startswith("general_")))
+    suite = dataclasses.replace(make_suite(*measures), general={"validation": ("w9 w8", "w7", "w6 w5 w4")})
+    initial = Subject(model, tokenizer, suite)
+    policy = Subject(other_model, tokenizer, suite, initial)
+    made = measure(policy, "validation").scores
+    assert [len(made[f"drift.{one.name}"]) for one in measures] == [8, 8, 3, 3, 3, 3, 3]
+    forward = direct_kl(model, other_model, initial, "general")
+    assert np.allclose(made["drift.general_forward_kl"], forward, rtol=1e-4)
+    assert np.allclose(made["drift.general_reverse_kl"], direct_kl(other_model, model, policy, "general"), rtol=1e-4)
+    assert np.allclose(made["drift.forward_kl"], direct_kl(model, other_model, initial), rtol=1e-4)
+    lengths = policy.completions("validation", "general").mask.sum(1).tolist()
+    assert made["drift.general_length"][:, 0].tolist() == made["drift.general_entropy"][:, 1].tolist() == lengths
+    assert made["drift.general_top_choice"][:, 1].tolist() == forward[:, 1].tolist()
+
+
 def test_value_is_the_mean_over_tokens(pair):
     made = measure(pair[1], "validation")
     total, count = made.scores["drift.forward_kl"].sum(0)
@@ -68,7 +86,7 @@ def test_the_initial_model_has_no_drift_at_all(pair, tokenizer):
 def test_forward_kl_reads_samples_of_the_initial_model(pair, tokenizer):
     initial, policy = pair
     measure(policy, "validation", ["drift.forward_kl"])
-    assert list(initial._completions) == ["validation"]
+    assert list(initial._completions) == [("prompts", "validation")]
     assert not policy._completions
 
 

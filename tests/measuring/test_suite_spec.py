@@ -87,6 +87,35 @@ def test_defaults_and_a_single_reward():
     assert single.reward.proxy.text_classifier.label == "label"
 
 
+def test_general_prompts_are_halved_counted_once_and_bounded(folder, model, tokenizer):
+    rows = [{"prompt": f"w{n} w{n % 3}"} for n in range(27)]
+    write(folder / "general.jsonl", rows + rows)
+    drift = {"drift": ["forward_kl", "general_forward_kl"], "general_prompts": {"path": "general.jsonl"}}
+    prompts = {split: ["w1", "w2"] for split in ("validation", "test")}
+
+    def built(**changes):
+        parsed = SuiteSpec.model_validate(spec(**drift, max_new_tokens=3, **changes))
+        return build_suite(parsed, prompts=prompts, rewards={}, directory=folder)
+
+    general = built().general
+    assert sorted(general["validation"] + general["test"]) == sorted(row["prompt"] for row in rows)
+    assert min(map(len, general.values())) > 5
+    some = built(samples=4).general
+    assert all(len(some[split]) == 4 and set(some[split]) < set(general[split]) for split in some)
+    scores = measure(Subject(model, tokenizer, built(samples=4)), "test", ["drift"]).scores
+    assert {key: len(rows) for key, rows in scores.items()} == {"drift.forward_kl": 2, "drift.general_forward_kl": 4}
+    write(folder / "general.jsonl", [*rows, {"prompt": " "}])
+    with pytest.raises(DataError, match=r"general.jsonl, row 28: expected a text in the field 'prompt'"):
+        built()
+
+
+def test_a_suite_without_general_prompts_reads_as_it_did(folder):
+    parsed = SuiteSpec.model_validate(FULL)
+    assert "general_prompts" not in parsed.model_dump(mode="json")
+    prompts = {split: ["w1"] for split in ("validation", "test")}
+    assert build_suite(parsed, prompts=prompts, rewards={}, directory=folder).general == {}
+
+
 def test_a_spec_survives_json():
     parsed = SuiteSpec.model_validate(FULL)
     assert SuiteSpec.model_validate_json(parsed.model_dump_json()) == parsed
@@ -100,6 +129,12 @@ def test_a_spec_survives_json():
         ({"temperature": -1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"drift": ["forward_k"]}, "forward_k"),
+        ({"drift": ["general_length"]}, "general_length needs `general_prompts`, rows with a field `prompt`"),
+        (
+            {"general_prompts": {"path": "x"}},
+            "`general_prompts` is read by no entry of `drift`; add general_forward_kl",
+        ),
+        ({"general_prompts": {"pat": "x"}, "drift": ["general_length"]}, "pat"),
         ({"reward": "vadr"}, "expected `vader`, `module:function` or `text_classifier"),
         ({"reward": "module:"}, "expected `vader`"),
         ({"abilities": {"select": []}}, "select"),

@@ -81,6 +81,20 @@ def test_the_other_direction_is_another_number() -> None:
     assert two_tokens(TwoTokens(0.5), policy).measure()["forward_kl"] == pytest.approx(expected, abs=1e-7)
 
 
+def test_a_second_set_of_prompts_is_read_as_the_first_one_is() -> None:
+    policy = TwoTokens(0.5)
+    meter = two_tokens(policy, general_prompts=["ab", "b", "aab"])
+    put(policy, 0.25)
+    values = meter.measure()
+    one, other = ({name.removeprefix(begins): value for name, value in values.items() if name.startswith(begins)}
+                  for begins in ("", "general_"))  # fmt: skip
+    assert other.keys() == {"forward_kl", "entropy", "length", "distinct_1", "distinct_2", "tokens"} <= one.keys()
+    assert other["forward_kl"] == pytest.approx(one["forward_kl"])  # the model says the same after whatever
+    assert meter.tokens == {"tokens": 2 * 4 * 8, "general_tokens": 3 * 4 * 8}
+    assert (one["tokens"], other["tokens"]) == (64, 96)
+    assert other["distinct_1"] == 2 / 96
+
+
 def test_one_token_for_ever_is_repetition() -> None:
     policy = TwoTokens(0.5)
     meter = two_tokens(policy)
@@ -168,6 +182,46 @@ def test_a_saved_state_keeps_the_initial_model(made: Callable[..., Any]) -> None
     assert resumed.measure() == meter.measure()
 
 
+def test_both_sets_are_in_the_state(made: Callable[..., Any]) -> None:
+    model, meter = made(general_prompts=["w7", "w8 w9"])
+    saved = meter.state_dict()
+    move(model)
+    expected = meter.measure()
+    resumed = DriftMeterState(
+        model, None, meter._tokenizer, PROMPTS, general_prompts=["w7", "w8 w9"], max_new_tokens=6, samples=2
+    )
+    assert resumed.measure()["general_forward_kl"] == 0
+    resumed.load_state_dict(saved)
+    assert resumed.measure() == expected
+    assert expected["general_forward_kl"] > 0
+
+
+def test_a_state_with_other_prompts_is_refused_by_what_they_are(made: Callable[..., Any], tiny_initial: Path) -> None:
+    model, meter = made()
+    other = ["w1 w2", "w3", "w4 w5 w7"]  # as many, as long
+    both = DriftMeterState(
+        model, None, meter._tokenizer, PROMPTS, general_prompts=other, every=2, max_new_tokens=6, samples=2
+    )  # fmt: skip
+    for prompts, general, message in [
+        (other, None, "holds samples after other prompts, as many; give a state that was saved with these prompts"),
+        (PROMPTS, other, "has no general prompts, and it has them here; give general_prompts alike"),
+    ]:
+        resumed = DriftMeterState(
+            model, None, meter._tokenizer, prompts, general_prompts=general, max_new_tokens=6, samples=2
+        )
+        with pytest.raises(StoreError, match=re.escape(message)):
+            resumed.load_state_dict(meter.state_dict())
+    with pytest.raises(StoreError, match="has general prompts, and it has none here"):
+        meter.load_state_dict(both.state_dict())
+    second = DriftMeterState(model, None, meter._tokenizer, PROMPTS, general_prompts=PROMPTS[::-1], max_new_tokens=6,
+                             samples=2)  # fmt: skip
+    before = {name: tensor.clone() for name, tensor in second.state_dict()["samples"].items()}
+    move(model)
+    with pytest.raises(StoreError, match="holds samples after other prompts"):
+        second.load_state_dict(both.state_dict())
+    assert same(before, second.state_dict()["samples"])  # the first set fits, and is not taken up without the second
+
+
 def test_a_state_of_another_meter_is_refused(made: Callable[..., Any]) -> None:
     _, meter = made()
     good = meter.state_dict()
@@ -196,10 +250,13 @@ def test_a_state_of_another_meter_is_refused(made: Callable[..., Any]) -> None:
         ({"samples": 0}, "samples must be a whole number"),
         ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number"),
         ({"temperature": -1}, "temperature must be a number, at least 0, got -1"),
-        ({"prompts": None}, "a list of prompts, texts or conversations; got NoneType"),
         ({"seed": "x"}, "seed must be a whole number, got 'x'"),
         ({"guards": Guard({"forward_kl": 0.5})}, "guards are a list of Guard"),
         ({"guards": None}, "guards are a list of Guard"),
+        ({"general_prompts": []}, "a list of general prompts, texts or conversations; there are none"),
+        ({"general_prompts": ["once", 3]}, "general prompt 1 is neither a text nor a conversation: 3"),
+        ({"guards": [Guard({"general_forward_kl": 1.0})]}, "no measure 'general_forward_kl': give it general_prompts"),
+        ({"guards": [Guard({"tax": 1.0})]}, "this meter has no measure 'tax'; known: distinct_1"),
         ({"non_finite": "halt"}, "non_finite cannot be 'halt'; known: raise, stop"),
     ],
 )
@@ -213,6 +270,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"when": {"general_entropy": 0.5}}, 'general_entropy may leave its range on both sides; write {"below": 0.5}'),
         ({"when": {"forward_lk": 0.5}}, "no measure 'forward_lk'; did you mean 'forward_kl'? known: distinct_1"),
         ({"when": {}}, "limits are given by measure"),
         ({"when": {"forward_kl": {}}}, "forward_kl has no limit; write"),
@@ -240,6 +298,8 @@ def test_what_cannot_be_measured_is_refused_with_the_way_out(
     classifier = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tiny_initial))
     with pytest.raises(Unsupported, match="logits of a causal language model, got LlamaForSequenceClassification"):
         DriftMeterState(classifier, None, tokenizer, PROMPTS)
+    with pytest.raises(DataError, match="a list of prompts, texts or conversations; got NoneType"):
+        DriftMeterState(load_model(tiny_initial), None, tokenizer, None)  # only a trainer has held-out ones
     with pytest.raises(Unsupported, match="needs a tokenizer"):
         DriftMeterState(load_model(tiny_initial), None, None, PROMPTS)
     with pytest.raises(DataError, match="prompt 0 has 2 tokens, and 63 new ones do not fit into the model's context"):
@@ -253,6 +313,10 @@ def test_what_cannot_be_measured_is_refused_with_the_way_out(
     monkeypatch.setattr("untaxed.callbacks._initial_samples.MOST_BYTES", 1000)
     with pytest.raises(Unsupported, match=r"logits at 36 tokens of a vocabulary of 32: .*; give fewer prompts"):
         made()
+    monkeypatch.setattr("untaxed.callbacks._initial_samples.MOST_BYTES", 36 * 32 * 4)
+    made()
+    with pytest.raises(Unsupported, match=r"logits at 48 tokens of a vocabulary of 32: .*; give fewer prompts"):
+        made(general_prompts=["w7"])
 
 
 def test_conversations_become_texts(tiny_initial: Path) -> None:
@@ -267,7 +331,7 @@ def test_conversations_become_texts(tiny_initial: Path) -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     assert as_text(tokenizer, talk) == "w1 w2"  # else it would stand there twice
     meter = DriftMeterState(load_model(tiny_initial), None, tokenizer, [talk], max_new_tokens=2)
-    assert meter._samples._ids == ((1, 5, 6),)
+    assert meter._sets[""]._ids == ((1, 5, 6),)
 
 
 # --- Guards ---------------------------------------------------------------------------------------------------------

@@ -121,6 +121,14 @@ def test_a_reset_that_would_never_come_is_refused(world: dict[str, Any]) -> None
         prepare(parse_spec({**world, "methods": methods}))
 
 
+def test_a_reset_by_what_is_not_measured_is_refused(world: dict[str, Any]) -> None:
+    reset = {"elastic_reset": {"decay": 0.9, "reset_when": {"general_forward_kl": 0.1}}}
+    with pytest.raises(
+        Unsupported, match=r"goes by general_forward_kl, which .* \(in a study measure.general_prompts\)"
+    ):
+        prepare(parse_spec({**world, "methods": [reset]}))
+
+
 def test_two_methods_that_replace_the_policy_are_refused(world: dict[str, Any]) -> None:
     steps = prepare(parse_spec(world)).steps
     resets = {"reset_every": steps // 2}

@@ -19,6 +19,7 @@ from untaxed.errors import SpecError, Unsupported
 from untaxed.measuring import Subject, measure
 from untaxed.reporting import html
 from untaxed.reporting.markdown import markdown
+from untaxed.reporting.tables import arms_table, drift_tokens
 from untaxed.studies import Study, load_results, of_initial, run_study
 from untaxed.studies.arms import plan_arms, setting_key
 from untaxed.studies.bench import prepare
@@ -38,9 +39,12 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def spec(world: dict[str, Any]) -> dict[str, Any]:
-    drift = [*world["measure"]["drift"], "reverse_kl", "length"]
-    return {**world, "methods": METHODS, "keep": ["last"], "measure": {**world["measure"], "drift": drift}}
+def spec(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    general = tmp_path_factory.mktemp("general") / "general.jsonl"
+    general.write_text("".join(json.dumps({"prompt": f"w{n} w{n}"}) + "\n" for n in range(20)))
+    drift = [*world["measure"]["drift"], "reverse_kl", "length", "general_forward_kl", "general_length"]
+    measure = {**world["measure"], "drift": drift, "general_prompts": {"path": str(general)}}
+    return {**world, "methods": METHODS, "keep": ["last"], "measure": measure}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,28 @@ def test_abilities_are_those_of_initial_and_drift_is_the_formulas(study: Study) 
     assert drift["perplexity"] is None
     assert six["why"]["drift.forward_kl"] == "best-of-n has no closed form for the probability of a given text"
     assert "by the formula" in six["why"]["drift.reverse_kl"]
+    not_drawn = "best-of-n's responses are drawn after the prompts of alignment, not after the general ones"
+    assert six["why"]["drift.general_forward_kl"] == six["why"]["drift.general_length"] == not_drawn
     assert six["weights"] is None
+
+
+def test_drift_on_general_prompts_stands_beside_the_other_with_its_tokens(study: Study) -> None:
+    summary = study.summary()
+    plain = entry(study, "plain")["drift"]
+    assert 0 < plain["general_forward_kl"]["mean"] != plain["forward_kl"]["mean"] > 0
+    assert entry(study, "logit_mixing")["drift"]["general_length"]["mean"] > 0
+    kept = read_scores(study.directory / "initial" / "scores.npz")
+    tokens = {
+        name: int(kept[f"initial/test/drift.{name}"][:, 1].sum()) for name in ("forward_kl", "general_forward_kl")
+    }
+    assert {name: summary["initial"]["drift"][name]["tokens"] for name in tokens} == tokens
+    assert "tokens" not in summary["initial"]["drift"]["general_length"]
+    said = f"of initial: forward_kl {tokens['forward_kl']:,}, "
+    assert said in drift_tokens(summary)
+    assert f"general_forward_kl {tokens['general_forward_kl']:,}" in drift_tokens(summary)
+    assert drift_tokens(summary) in html(study.directory)
+    assert said in markdown(summary).replace("\\_", "_")
+    assert "drift, general KL" in [column.title for column in arms_table(summary).columns]
 
 
 def test_the_summary_says_what_the_curve_is(study: Study) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from untaxed.callbacks import DriftMeter, ElasticReset, Guard
 from untaxed.errors import RunFailed, StoreError, Unsupported
 from untaxed.method import ALONE, Host, Method, Site
 from untaxed.studies.runs import _trainer
+from untaxed.together import check_together
 from untaxed.training import Moment, Task, attach, train
 from untaxed.training.drift import with_meter
 from untaxed.training.steering import scale_lr
@@ -28,7 +29,7 @@ from untaxed.weights import same, snapshot
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6"]
 METER = DriftMeter(PROMPTS, every=2, max_new_tokens=5)
 RESET = ElasticReset(decay=0.6, reset_every=3)
-NAMES = {"drift/forward_kl", "drift/entropy", "drift/length", "drift/distinct_1", "drift/distinct_2"}
+NAMES = {"drift/forward_kl", "drift/entropy", "drift/length", "drift/distinct_1", "drift/distinct_2", "drift/tokens"}
 
 
 def guarded(do: Any, limit: float = 1e-6, **settings: Any) -> DriftMeter:
@@ -157,7 +158,7 @@ class Reads(Method):
     name: ClassVar[str] = "reads"
     acts: ClassVar[frozenset[Site]] = frozenset({"between"})
     seen: ClassVar[list[Mapping[str, float]]] = []
-    reset_when: str = "drift"
+    reset_when: ClassVar[dict[str, float]] = {"forward_kl": 1.0}
 
     def settings(self) -> dict[str, Any]:
         return {}
@@ -334,6 +335,13 @@ def test_a_study_meters_what_reads_drift_and_nothing_else(tiny_task: Task, tmp_p
     assert meter.prompts == tiny_task.suite.prompts["validation"]
     assert meter.max_new_tokens == tiny_task.suite.sampling.max_new_tokens
     assert with_meter([METER, reads], tiny_task, steps=9) == [METER, reads]
+    assert meter.general_prompts is None
+    general = replace(tiny_task, suite=replace(tiny_task.suite, general={"validation": ("w9",), "test": ("w8",)}))
+    assert with_meter([reads], general, steps=6)[0].general_prompts is None  # nobody asks for it
+    asks = ElasticReset(decay=0.9, reset_when={"general_entropy": {"below": 0.1}})
+    assert with_meter([asks], general, steps=6)[0].general_prompts == ("w9",)
+    with pytest.raises(Unsupported, match=r"goes by general_entropy, .*\(in a study measure.general_prompts\)"):
+        check_together(with_meter([asks], tiny_task, steps=6))
     bench = SimpleNamespace(
         spec=SimpleNamespace(algorithm=SimpleNamespace(name="dpo"), checkpoint_every=None),
         arguments={},

@@ -13,8 +13,10 @@ from torch import nn
 
 from ..errors import Unsupported
 from ..method import ALONE, Between, Context, Host, Method, Site
-from ._drift_state import DriftMeterState, NonFinite, check_settings
+from ._drift_settings import NonFinite, check_prompts, check_settings, measures
+from ._drift_state import DriftMeterState
 from ._guards import Guard, check_guards
+from ._initial_samples import that_fit
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,14 @@ class DriftMeter(Method):
     """Measures every few steps how far the policy is from its initial model, and lets guards act on it.
 
     It changes no weights. Its values go to the trainer's log as ``drift/forward_kl``, ``drift/entropy``,
-    ``drift/length``, ``drift/distinct_1`` and ``drift/distinct_2``, and other methods read them. `DriftMeterState` says
-    what they are and what they cost.
+    ``drift/length``, ``drift/distinct_1``, ``drift/distinct_2`` and ``drift/tokens``, those on general prompts as
+    ``drift/general_forward_kl`` and so on, and other methods read them. `DriftMeterState` says what they are and what
+    they cost.
 
     Args:
-        prompts: Texts, or conversations; always the same ones, and none that you report results on.
+        prompts: Texts, or conversations; always the same ones, and none that you report results on. None: the trainer's
+            held-out ones, at most 64 of its ``eval_dataset`` without those that it trains on.
+        general_prompts: A second set, of what the policy is not aligned on, measured as the first one is.
         every: Optimizer steps between readings.
         samples: Samples a prompt.
         max_new_tokens: Most tokens of a sample.
@@ -45,7 +50,7 @@ class DriftMeter(Method):
     acts: ClassVar[frozenset[Site]] = frozenset({"between"})
     watches: ClassVar[bool] = True
 
-    prompts: Sequence[Any]
+    prompts: Sequence[Any] | None = None
     every: int = 20
     samples: int = 1
     max_new_tokens: int = 32
@@ -54,20 +59,26 @@ class DriftMeter(Method):
     initial: Any = None
     guards: Sequence[Guard] = ()
     non_finite: NonFinite = "raise"
+    general_prompts: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
-        check_settings(
-            self.prompts,
-            self.every,
-            self.samples,
-            self.max_new_tokens,
-            self.temperature,
-            self.non_finite,
-            self.seed,
-        )
-        check_guards(self.guards)
-        object.__setattr__(self, "prompts", tuple(self.prompts))
+        check_settings(self.every, self.samples, self.max_new_tokens, self.temperature, self.non_finite, self.seed)
+        for name, kind in (("prompts", "prompt"), ("general_prompts", "general prompt")):
+            if (given := getattr(self, name)) is not None:
+                check_prompts(given, kind)
+                object.__setattr__(self, name, tuple(given))
+        check_guards(self.guards, self.measures)
         object.__setattr__(self, "guards", tuple(self.guards))
+
+    @property
+    def measures(self) -> Sequence[str]:
+        """What is read, and may have limits."""
+        return measures(self.general_prompts)
+
+    @property
+    def asks_held_out(self) -> bool:
+        """True when the trainer's held-out prompts are measured on."""
+        return self.prompts is None
 
     @property
     def asks_reset(self) -> bool:
@@ -75,11 +86,12 @@ class DriftMeter(Method):
         return any(guard.do == "reset" for guard in self.guards)
 
     def settings(self) -> dict[str, Any]:
-        """The settings as plain values: of the prompts their number and a digest, of a model that there is one."""
-        digest = hashlib.sha256(json.dumps(self.prompts, sort_keys=True, default=str).encode()).hexdigest()
+        """The settings as plain values: of prompts their number and a digest, of a model that there is one."""
+        general = {} if self.general_prompts is None else {"general_prompts": _told(self.general_prompts)}
         a_model = self.initial is not None and not isinstance(self.initial, str | Path)
         return {
-            "prompts": f"{len(self.prompts)}, sha256 {digest[:16]}",
+            "prompts": "held out" if self.prompts is None else _told(self.prompts),
+            **general,
             "every": self.every,
             "samples": self.samples,
             "max_new_tokens": self.max_new_tokens,
@@ -102,7 +114,8 @@ class DriftMeter(Method):
             model,
             self.initial,
             host.tokenizer,
-            self.prompts,
+            self._held_out(model, host) if self.prompts is None else self.prompts,
+            general_prompts=self.general_prompts,
             every=self.every,
             samples=self.samples,
             max_new_tokens=self.max_new_tokens,
@@ -112,3 +125,16 @@ class DriftMeter(Method):
             non_finite=self.non_finite,
             host=host,
         )
+
+    def _held_out(self, model: nn.Module, host: Host) -> Sequence[Any]:
+        if host.held_out is None:
+            raise Unsupported(
+                "drift_meter has no prompts, and the loop around offers none that are held out: give "
+                "DriftMeter(prompts=[…]) or Host(held_out=…)"
+            )
+        return that_fit(model, host.tokenizer, host.held_out(), self.max_new_tokens)
+
+
+def _told(prompts: Sequence[Any]) -> str:
+    digest = hashlib.sha256(json.dumps(prompts, sort_keys=True, default=str).encode()).hexdigest()
+    return f"{len(prompts)}, sha256 {digest[:16]}"

@@ -1,7 +1,7 @@
 """The drift meter: how far the policy is from its initial model, measured while it trains, whatever its loss contains.
 
 1. Once, at the initial model: one sample (or several) a prompt is drawn, and the initial model's logits at every drawn
-   token are kept. The model itself is not kept.
+   token are kept. The model itself is not kept. A second set of prompts is treated as the first.
 2. At every reading: the policy's logits at the same tokens give KL(initial ‖ policy) and the policy's entropy.
 3. The policy's own samples after the same prompts, drawn with the same random numbers, give length and repetition.
 4. Guards look at the values.
@@ -9,26 +9,39 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints import load_model
-from ..errors import DataError, RunFailed, StoreError, Unsupported, nearest
+from ..errors import RunFailed, StoreError, Unsupported
 from ..measuring import Sampling
 from ..measuring.sampling import sample
+from ..measuring.suite import GENERAL
 from ..method import ALONE, Host
 from ..weights import trainable
+from ._drift_settings import NonFinite, check_prompts, check_settings, measures
 from ._guards import Guard, Guards, say
-from ._initial_samples import Conversation, InitialSamples, apart, as_text, check_model, distinct, several
+from ._initial_samples import (
+    Conversation,
+    InitialSamples,
+    apart,
+    as_text,
+    check_model,
+    check_size,
+    distinct,
+    several,
+    vocabulary,
+)
 from ._state import COUNT, TENSORS, check_state
 
-NonFinite = Literal["raise", "stop"]
+log = logging.getLogger(__name__)
 
 
 def _is_pair(value: Any) -> bool:
@@ -54,13 +67,15 @@ class DriftMeterState:
     exact over the vocabulary, on samples that are drawn once from the initial model. With it come ``entropy``, the
     policy's token-mean entropy on the same tokens (both in nats a token), and, of the policy's own samples after the
     same prompts, ``length`` (mean tokens, the end of text included), ``distinct_1`` and ``distinct_2`` (different
-    n-grams over all n-grams of these samples; a low share is repetition; left out where no sample has n tokens).
+    n-grams over all n-grams of these samples; a low share is repetition; left out where no sample has n tokens), and
+    ``tokens``, the N above. On ``general_prompts`` the same is read beside it as ``general_forward_kl``,
+    ``general_entropy`` and so on: how far the policy moves where it is not trained to.
 
     Measuring leaves no trace: training with and without a meter is equal to the bit.
 
     Cost of a reading: one forward pass over the initial model's samples, and the drawing of as many samples from the
     policy. Memory: the initial model's logits at its samples' tokens, in main memory and in `state_dict` (tokens ×
-    vocabulary × bytes of a logit; above 4 GiB refused), but no second model.
+    vocabulary × bytes of a logit; above 4 GiB for both sets of prompts refused), but no second model.
 
     Args:
         model: The policy: a causal language model of transformers.
@@ -68,6 +83,7 @@ class DriftMeterState:
             None: the policy as it stands now.
         tokenizer: Of both models.
         prompts: Texts, or conversations (lists of messages), which the tokenizer's chat template turns into texts.
+        general_prompts: A second set, of what the policy is not aligned on.
         every: Steps between two readings.
         samples: Samples a prompt.
         max_new_tokens: Most tokens of a sample.
@@ -101,6 +117,7 @@ class DriftMeterState:
         tokenizer: Any,
         prompts: Sequence[str | Conversation],
         *,
+        general_prompts: Sequence[str | Conversation] | None = None,
         every: int = 20,
         samples: int = 1,
         max_new_tokens: int = 32,
@@ -110,7 +127,10 @@ class DriftMeterState:
         non_finite: NonFinite = "raise",
         host: Host = ALONE,
     ) -> None:
-        check_settings(prompts, every, samples, max_new_tokens, temperature, non_finite, seed)
+        check_settings(every, samples, max_new_tokens, temperature, non_finite, seed)
+        check_prompts(prompts)
+        if general_prompts is not None:
+            check_prompts(general_prompts, "general prompt")
         check_model(model)
         if tokenizer is None:
             raise Unsupported("the drift meter draws texts and needs a tokenizer; a trainer has it as processing_class")
@@ -123,12 +143,23 @@ class DriftMeterState:
         self._every = every
         self._non_finite = non_finite
         self._host = host
-        self._guards = Guards(guards, host)
+        self._guards = Guards(guards, host, known=measures(general_prompts))
         self._sampling = Sampling(max_new_tokens, temperature, seed=seed)
-        self._prompts = [text for prompt in prompts for text in [as_text(tokenizer, prompt)] * samples]
+        sets = {"": prompts, **({} if general_prompts is None else {GENERAL: general_prompts})}
+        texts = {begins: _texts(tokenizer, given, samples) for begins, given in sets.items()}
+        check_size(sum(map(len, texts.values())) * max_new_tokens, vocabulary(model))
         origin = load_model(initial) if isinstance(initial, str | Path) else model if initial is None else initial
         check_model(origin)
-        self._samples = InitialSamples(origin, model, tokenizer, self._prompts, self._sampling)
+        self._sets = {
+            begins: InitialSamples(origin, model, tokenizer, given, self._sampling) for begins, given in texts.items()
+        }
+        counts = (f"{len(sets[begins])} {_named(begins)}, {self._sets[begins].tokens} tokens" for begins in sets)
+        log.info("drift meter: of the initial model's samples: %s", "; ".join(counts))
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """How many tokens of the initial model's samples each set's means are taken over."""
+        return {f"{begins}tokens": given.tokens for begins, given in self._sets.items()}
 
     def step(self) -> bool:
         """Advances by one optimizer step; True when there is a new `reading`."""
@@ -154,7 +185,10 @@ class DriftMeterState:
         Under several processes every one calls it, and all get the values of the first.
         """
         with apart(self._model, self._tokenizer):
-            values = {"step": self.steps, **self._samples.compare(), **self._on_its_own()}
+            values: dict[str, float] = {"step": self.steps}
+            for begins, given in self._sets.items():
+                read = {**given.compare(), **self._on_its_own(given.prompts), "tokens": given.tokens}
+                values |= {f"{begins}{name}": value for name, value in read.items()}
         return _agreed(values)
 
     def due(self) -> bool:
@@ -167,8 +201,9 @@ class DriftMeterState:
 
     def state_dict(self) -> dict[str, Any]:
         """The initial model's samples and logits there, the last reading, and which guards' limits are crossed."""
+        kept = ((begins, given.tensors()) for begins, given in self._sets.items())
         return {
-            "samples": self._samples.tensors(),
+            "samples": {f"{begins}{name}": tensor for begins, each in kept for name, tensor in each.items()},
             "steps": self.steps,
             "reading": [[name, value] for name, value in self.reading.items()],
             "crossed": list(self._guards.crossed),
@@ -183,13 +218,27 @@ class DriftMeterState:
         check_state(state, STATE, of="DriftMeterState")
         if len(state["crossed"]) != len(self._guards.crossed):
             raise StoreError("the saved drift meter has other guards; give a state that was saved with these")
-        self._samples.assign(state["samples"])
+        parts = self._parted(state["samples"])
+        for begins, given in self._sets.items():
+            given.check(parts[begins])
+        for begins, given in self._sets.items():
+            given.assign(parts[begins])
         self.steps = state["steps"]
         self.reading = dict(state["reading"])
         self._guards.crossed = [bool(value) for value in state["crossed"]]
 
-    def _on_its_own(self) -> dict[str, float]:
-        drawn = sample(self._model, self._tokenizer, self._prompts, self._sampling)
+    def _parted(self, saved: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Saved tensors by set of prompts."""
+        parts: dict[str, dict[str, Tensor]] = {"": {}, GENERAL: {}}
+        for name, tensor in saved.items():
+            parts[GENERAL if name.startswith(GENERAL) else ""][name.removeprefix(GENERAL)] = tensor
+        if bool(parts[GENERAL]) != (GENERAL in self._sets):
+            has, lacks = ("has", "has none here") if parts[GENERAL] else ("has no", "has them here")
+            raise StoreError(f"the saved drift meter {has} general prompts, and it {lacks}; give general_prompts alike")
+        return parts
+
+    def _on_its_own(self, prompts: Sequence[str]) -> dict[str, float]:
+        drawn = sample(self._model, self._tokenizer, prompts, self._sampling)
         lengths = drawn.mask.sum(1).tolist()
         rows = [row[:length] for row, length in zip(drawn.token_ids.tolist(), lengths, strict=True)]
         end = self._tokenizer.eos_token_id
@@ -210,6 +259,15 @@ class DriftMeterState:
         self._host.stop()
 
 
+def _texts(tokenizer: Any, prompts: Sequence[str | Conversation], samples: int) -> list[str]:
+    """The prompts as texts, each as often as it is sampled after."""
+    return [text for prompt in prompts for text in [as_text(tokenizer, prompt)] * samples]
+
+
+def _named(begins: str) -> str:
+    return "general prompts" if begins else "prompts"
+
+
 def _broken_weights(model: nn.Module) -> str:
     """The first trainable tensor with a value that is not finite, in any process; empty where there is none."""
     ours = next((name for name, tensor in trainable(model).items() if not torch.isfinite(tensor).all()), "")
@@ -227,26 +285,3 @@ def _agreed(values: dict[str, float]) -> dict[str, float]:
     box = [values]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def check_settings(
-    prompts: Any, every: Any, samples: Any, max_new_tokens: Any, temperature: Any, non_finite: Any, seed: Any
-) -> None:
-    """Raises `ValueError` for settings of a drift meter that are out of range."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed must be a whole number, got {seed!r}")
-    for name, value in (("every", every), ("samples", samples), ("max_new_tokens", max_new_tokens)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be a number, at least 0, got {temperature!r}")
-    if non_finite not in get_args(NonFinite):
-        raise ValueError(f"non_finite cannot be {non_finite!r}{nearest(str(non_finite), get_args(NonFinite))}")
-    listed = isinstance(prompts, Sized) and isinstance(prompts, Iterable) and not isinstance(prompts, str | Mapping)
-    if not listed or not len(prompts):
-        what = "there are none" if listed else f"got {type(prompts).__name__}"
-        raise DataError(f"the drift meter takes a list of prompts, texts or conversations; {what}")
-    for number, prompt in enumerate(prompts):
-        talks = not isinstance(prompt, str | Mapping) and isinstance(prompt, Sequence) and len(prompt)
-        if not isinstance(prompt, str) and not (talks and all(isinstance(one, Mapping) for one in prompt)):
-            raise DataError(f"prompt {number} is neither a text nor a conversation: {prompt!r}")

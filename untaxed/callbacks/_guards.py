@@ -11,6 +11,7 @@ from numbers import Real
 from typing import Any, Literal, get_args
 
 from ..errors import Unsupported, nearest
+from ..measuring.suite import GENERAL
 from ..method import ALONE, Host
 
 log = logging.getLogger(__name__)
@@ -20,8 +21,9 @@ Action = Literal["warn", "stop", "lower_lr", "reset"]
 Limits = Mapping[str, float | Mapping[str, float]]
 
 MEASURES = ("forward_kl", "entropy", "length", "distinct_1", "distinct_2")
+BOTH_SETS = (*MEASURES, *(GENERAL + name for name in MEASURES))
 SUITES = ("reward.", "abilities.")  # how measures of a suite meter begin, which has a `tax`, too
-RISES = ("forward_kl", "tax")  # measures that have one bad direction, so that a bare number says enough
+RISES = ("forward_kl", "general_forward_kl", "tax")  # have one bad direction, so that a bare number says enough
 SLACK = 0.1  # share of its limit by which a value must come back before the same limit counts as crossed again
 
 
@@ -46,8 +48,8 @@ def limits(when: Limits) -> tuple[Limit, ...]:
     """Reads limits as users write them.
 
     Args:
-        when: Each measure's limits by its name: ``{"below": 0.3}``, ``{"above": 90, "below": 3}``; for ``forward_kl``,
-            which can only grow, a number alone is the limit above.
+        when: Each measure's limits by its name: ``{"below": 0.3}``, ``{"above": 90, "below": 3}``; for ``forward_kl``
+            and ``general_forward_kl``, which can only grow, a number alone is the limit above.
     Raises:
         ValueError: A measure or a side is unknown, or a limit is no number above 0; the nearest known name is said.
     Example:
@@ -58,8 +60,8 @@ def limits(when: Limits) -> tuple[Limit, ...]:
         raise ValueError(f'limits are given by measure, such as {{"forward_kl": 0.5}}, got {when!r}')
     found = []
     for measure, value in when.items():
-        if measure not in (*MEASURES, "tax") and not str(measure).startswith(SUITES):
-            raise ValueError(f"the drift meter has no measure {measure!r}{nearest(str(measure), MEASURES)}")
+        if measure not in (*BOTH_SETS, "tax") and not str(measure).startswith(SUITES):
+            raise ValueError(f"the drift meter has no measure {measure!r}{nearest(str(measure), BOTH_SETS)}")
         if not isinstance(value, Mapping):
             if measure not in RISES:
                 raise ValueError(
@@ -124,7 +126,9 @@ def check_guards(guards: object, known: Sequence[str] = MEASURES) -> None:
         assert isinstance(guard, Guard)
         for measure in guard.when:
             if measure not in known:
-                raise ValueError(f"this meter has no measure {measure!r}{nearest(measure, known)}")
+                second = measure.startswith(GENERAL) and measure.removeprefix(GENERAL) in known
+                way = ": give it general_prompts" if second else nearest(measure, known)
+                raise ValueError(f"this meter has no measure {measure!r}{way}")
 
 
 def say(text: str) -> None:

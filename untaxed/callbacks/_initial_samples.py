@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +20,7 @@ from ..measuring.encoding import encode_prompts
 from ..measuring.forward import logits_at, pieces
 from ..measuring.sampling import check_prompts, sample
 from ..weights import reshard
+from ._guards import say
 
 Conversation = Sequence[Mapping[str, Any]]
 MOST_BYTES = 2**32  # of the initial model's logits, kept in main memory and in every checkpoint
@@ -32,18 +35,20 @@ class InitialSamples:
         tokenizer: Of both.
         prompts: Texts, one a sample.
         sampling: How they are drawn.
+
+    Attributes:
+        prompts: The texts.
     Raises:
         DataError: A prompt does not fit into the context.
-        Unsupported: The logits would be too many, or the two models have different vocabularies.
+        Unsupported: The two models have different vocabularies.
     """
 
     def __init__(self, initial: Any, policy: Any, tokenizer: Any, prompts: Sequence[str], sampling: Sampling) -> None:
-        self._prompts = tuple(prompts)
+        self.prompts = tuple(prompts)
         self._ids = tuple(map(tuple, encode_prompts(tokenizer, prompts)))
         self._width = sampling.max_new_tokens
         self._policy = policy
         check_prompts(self._ids, context_length(policy), sampling)
-        _check_size(len(prompts) * sampling.max_new_tokens, vocabulary(policy))
         if vocabulary(initial) != vocabulary(policy):
             raise Unsupported(
                 f"initial has a vocabulary of {vocabulary(initial)}, the policy of {vocabulary(policy)}; drift "
@@ -59,6 +64,11 @@ class InitialSamples:
                     self._logits = part.new_empty(len(self._order), part.shape[1])
                 self._logits[places] = part
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens were drawn, the ends of texts included: what token means are taken over."""
+        return len(self._order)
+
     def compare(self) -> dict[str, float]:
         """Token means on the samples: KL(initial ‖ policy), exact over the vocabulary, and the policy's entropy."""
         kl, entropy = torch.zeros(2, dtype=torch.float64)
@@ -67,19 +77,22 @@ class InitialSamples:
             for p, q in pieces(self._logits[places].to(logits.device), logits):
                 kl += divergence.token_kl(p, q).sum().cpu()
                 entropy += divergence.entropy(q).sum().cpu()
-        return {"forward_kl": kl.item() / len(self._order), "entropy": entropy.item() / len(self._order)}
+        return {"forward_kl": kl.item() / self.tokens, "entropy": entropy.item() / self.tokens}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors themselves, for a saved state."""
-        return {"token_ids": self._drawn.token_ids, "mask": self._drawn.mask, "logits": self._logits}
+        """The tensors themselves and a digest of the prompts' tokens, for a saved state."""
+        digest = hashlib.sha256(json.dumps(self._ids).encode()).digest()
+        return {
+            "prompts": torch.tensor(list(digest), dtype=torch.uint8),
+            "token_ids": self._drawn.token_ids,
+            "mask": self._drawn.mask,
+            "logits": self._logits,
+        }
 
-    def assign(self, saved: Mapping[str, Tensor]) -> None:
-        """Takes up saved tensors.
-
-        Raises:
-            StoreError: They are those of other prompts; nothing is taken up then.
-        """
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+    def check(self, saved: Mapping[str, Tensor]) -> None:
+        """Raises `StoreError` unless these are tensors that were saved with the same prompts."""
+        ours = self.tensors()
+        shapes = {name: tuple(tensor.shape) for name, tensor in ours.items()}
         wanted = (len(self._ids), self._width)
         fits = saved.keys() == shapes.keys() and all(tuple(saved[k].shape) == wanted for k in ("token_ids", "mask"))
         if not fits or tuple(saved["logits"].shape) != (int(saved["mask"].sum()), shapes["logits"][1]):
@@ -87,8 +100,16 @@ class InitialSamples:
                 f"the saved drift meter does not hold {wanted[0]} samples of at most {wanted[1]} tokens with their "
                 "logits; give a state that was saved with these prompts"
             )
+        if not torch.equal(saved["prompts"].cpu(), ours["prompts"]):
+            raise StoreError(
+                "the saved drift meter holds samples after other prompts, as many; give a state that was saved with "
+                "these prompts"
+            )
+
+    def assign(self, saved: Mapping[str, Tensor]) -> None:
+        """Takes up saved tensors that `check` lets pass."""
         nothing = ("",) * len(self._ids)  # nobody reads the samples' texts
-        self._drawn = Completions(self._prompts, nothing, self._ids, saved["token_ids"], saved["mask"].bool())
+        self._drawn = Completions(self.prompts, nothing, self._ids, saved["token_ids"], saved["mask"].bool())
         self._logits = saved["logits"]
         self._order = _Order(self._policy, self._drawn)
 
@@ -137,6 +158,27 @@ def as_text(tokenizer: Any, prompt: str | Conversation) -> str:
     return text.removeprefix(tokenizer.bos_token) if put_anyway else text  # else it would stand there twice
 
 
+def that_fit(
+    model: Any, tokenizer: Any, prompts: Sequence[str | Conversation], new_tokens: int
+) -> list[str | Conversation]:
+    """The prompts that fit into the model's context with so many new tokens; the others are counted in the log.
+
+    Raises:
+        Unsupported: None fits.
+    """
+    limit = context_length(model)
+    if limit is None or tokenizer is None:
+        return list(prompts)
+    ids = encode_prompts(tokenizer, [as_text(tokenizer, one) for one in prompts])
+    kept = [one for one, tokens in zip(prompts, ids, strict=True) if len(tokens) + new_tokens <= limit]
+    long = f"too long for the context of {limit} tokens with {new_tokens} new ones"
+    if not kept:
+        raise Unsupported(f"all {len(prompts)} held-out prompts are {long}; give shorter ones, or lower max_new_tokens")
+    if len(kept) < len(prompts):
+        say(f"drift meter: {len(prompts) - len(kept)} of {len(prompts)} held-out prompts are left out, {long}")
+    return kept
+
+
 def vocabulary(model: Any) -> int:
     """The length of a row of a model's logits."""
     return int(model.config.get_text_config().vocab_size)
@@ -182,7 +224,8 @@ def _beside(initial: Any, policy: Any) -> Iterator[None]:
         initial.to(own)
 
 
-def _check_size(tokens: int, words: int) -> None:
+def check_size(tokens: int, words: int) -> None:
+    """Raises `Unsupported` where the logits at so many tokens of such a vocabulary are too many to be kept."""
     if (size := tokens * words * 4) > MOST_BYTES:
         raise Unsupported(
             f"the drift meter would keep the initial model's logits at {tokens} tokens of a vocabulary of {words}: "

@@ -15,7 +15,7 @@ from ..frontier.points import CLEAR
 from ..measuring.multiple import LEVEL, benjamini_hochberg
 from ..measuring.paired import paired_difference
 from ..measuring.statistics import Array, Interval, draws, item_weights, undefined
-from ..measuring.suite import Measure, Suite
+from ..measuring.suite import Measure, Suite, per_token
 from .scores import Splits
 
 HALF = NormalDist().inv_cdf(0.975)
@@ -42,7 +42,8 @@ def numbers(suite: Suite, initial: Scored, model: Scored, splits: Sequence[str])
     Args:
         splits: Which items: those of test, or all of them where nothing was chosen on validation.
     Returns:
-        ``reward``, ``drift`` -> name -> ``{"value", "initial", "change", "p"}``; ``abilities`` -> name ->
+        ``reward``, ``drift`` -> name -> ``{"value", "initial", "change", "p"}``, and of a mean over tokens ``tokens``,
+        how many those of ``value`` are; ``abilities`` -> name ->
         ``{"value", "initial", "loss", "kept", "p", "q", "lost", "won", "items"}``; ``tax`` -> ``select``, ``report``.
         ``loss`` is initial minus model, ``q`` is ``p`` adjusted for the number of abilities (Benjamini-Hochberg).
     """
@@ -118,9 +119,10 @@ def _p(quantity: Array) -> float | None:
 def _other(one: Measure, ours: Array | None, theirs: Array | None) -> dict[str, Any]:
     assert ours is not None
     items = len(ours)
+    tokens = {"tokens": round(ours[:, 1].sum())} if per_token(one.statistic, one.unit) else {}
     if theirs is None:  # a comparison with initial, which has nothing to be compared with itself
         counted = {} if one.outcomes is None else {**one.outcomes(ours), "items": items}
-        return {"value": _interval(_draws(one, ours)[:, 0], items).json(), **counted}
+        return {"value": _interval(_draws(one, ours)[:, 0], items).json(), **counted, **tokens}
     both = _draws(one, ours, theirs)
     change = both[:, 0] - both[:, 1]
     return {
@@ -128,6 +130,7 @@ def _other(one: Measure, ours: Array | None, theirs: Array | None) -> dict[str, 
         "initial": _interval(both[:, 1], items).json(),
         "change": _interval(change, items).json(),
         "p": _p(change),
+        **tokens,
     }
 
 

@@ -19,7 +19,7 @@ from ..checkpoints import fingerprint
 from ..measuring.contest_spec import PairsSpec
 from ..measuring.endpoint_judge import EndpointJudge
 from ..measuring.preferences import pair_names
-from ..measuring.suite import SPLITS, Measure, Suite
+from ..measuring.suite import GENERAL, SPLITS, Measure, Suite
 from ..measuring.suite_spec import (
     DRIFT,
     AbilitiesSpec,
@@ -61,7 +61,8 @@ class SuiteFile(SuiteSpec):
     @classmethod
     def _drift_of_what_is_sampled(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and "drift" not in value:
-            return {**value, "drift": ["forward_kl"] if "prompts" in value else []}
+            names = {"prompts": "forward_kl", "general_prompts": "general_forward_kl"}
+            return {**value, "drift": [name for key, name in names.items() if key in value]}
         return value
 
     @model_validator(mode="after")
@@ -69,7 +70,7 @@ class SuiteFile(SuiteSpec):
         measured = (self.reward, self.win_rates, self.preferences, self.abilities.select, self.drift)
         if not any(measured):
             raise ValueError("nothing is measured; give `abilities`, `reward`, `win_rates`, `preferences` or `drift`")
-        sampled = [one for one in self.drift if isinstance(one, str)]
+        sampled = [one for one in self.drift if isinstance(one, str) and not one.startswith(GENERAL)]
         if self.prompts is None and (self.reward is not None or self.win_rates or sampled):
             what = "the reward" if self.reward is not None else [*self.win_rates, *sampled][0]
             raise ValueError(f"`prompts` is required: {what} is measured on what models write after them")
@@ -149,14 +150,14 @@ def _embedded(name: str) -> Loaded:
 def _contents(spec: SuiteFile, suite: Suite, directory: Path) -> dict[str, str]:
     """Each measure's own part of the spec with its files, and for what is sampled prompts and sampling, too."""
     drawn = suite.sampling
-    sampling = [drawn.max_new_tokens, drawn.temperature, drawn.seed, suite.prompts]
+    sampling = [drawn.max_new_tokens, drawn.temperature, drawn.seed]
     read_from = {name: digest(path) for name, path in reward_files(spec, directory).items()}
     return {
         one.key: content_key(
             one.key,
             [
                 _part(spec, one),
-                sampling if _is_sampled(spec, one) else None,
+                [*sampling, suite.sampled(one.prompts)] if _is_sampled(spec, one) else None,
                 read_from.get(_base(one.name)) if one.group == "reward" else None,
                 one.content,
             ],

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..measuring.multiple import real_drops
 from ..measuring.statistics import FEWEST_SEEDS, Interval, p_value, undefined
+from ..measuring.suite import per_token
 from .choosing import Choices, with_plain_settings
 from .comparing import STRICTEST, Comparison
 from .points import Arm, Facts, Setting
@@ -46,12 +47,18 @@ def summarise(arms: Sequence[Arm], facts: Facts, choices: Choices) -> dict[str, 
 
 
 def _initial(study: Comparison) -> dict[str, dict[str, Any]]:
-    """Numbers of the initial model; there is one, so that its intervals are those of the items."""
+    """Numbers of the initial model; there is one, so that its intervals are those of the items.
+
+    A mean over tokens says how many there are: ``tokens``.
+    """
     groups: dict[str, dict[str, Any]] = {"reward": {}, "abilities": {}, "drift": {}}
     for measure, key in zip(study.facts.measures, study.facts.keys):
         number = interval(study.read.initial(key), "not measured")
         why = number.why if number.mean is None else "items only"
-        groups[measure["group"]][measure["name"]] = Interval(number.mean, number.low, number.high, number.n, why).json()
+        found = Interval(number.mean, number.low, number.high, number.n, why).json()
+        if number.mean is not None and per_token(measure["statistic"], measure["unit"]):
+            found["tokens"] = round(study.facts.initial.scores("test", key)[:, 1].sum())
+        groups[measure["group"]][measure["name"]] = found
     return groups
 
 

@@ -22,6 +22,7 @@ BY_FORMULA = (
     "best-of-n by the formula, log n − (n − 1)/n nats a response over the mean length: an upper bound, exact where no "
     "responses tie"
 )
+NOT_DRAWN = "best-of-n's responses are drawn after the prompts of alignment, not after the general ones"
 NOT_KNOWN = "best-of-n has no closed form for the probability of a given text"
 
 
@@ -70,7 +71,8 @@ def read_best_of(suite: Suite, drawn: Drawn, n: int, initial: Mapping[str, Score
             scores[one.key] = np.stack([np.full(len(tokens), best_of_kl(n)), tokens], axis=1)
             why[one.key] = BY_FORMULA
         else:
-            values[one.group][one.name], why[one.key] = math.nan, NOT_KNOWN
+            values[one.group][one.name] = math.nan
+            why[one.key] = NOT_KNOWN if one.prompts == "prompts" else NOT_DRAWN
             continue
         values[one.group][one.name] = statistics.value(one.statistic, scores[one.key])
     return Reading(values, scores, _texts(drawn, n, prompts), why)

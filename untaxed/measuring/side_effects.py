@@ -20,7 +20,7 @@ from ..errors import require
 from .batching import Batch
 from .drift import token_sums
 from .subject import Subject
-from .suite import Measure, Scores, Split
+from .suite import Measure, PromptSet, Scores, Split
 
 LETTERS = 20  # of a text whose language can be told
 REPEATED = 4  # words of a phrase that counts as repeated
@@ -105,16 +105,16 @@ def language(asked: str | None = None) -> Measure:
     return _of_texts("other_language", count, "share of responses")
 
 
-def top_choice() -> Measure:
+def top_choice(name: str = "top_choice", prompts: PromptSet = "prompts") -> Measure:
     """Share of tokens of the initial model's samples at which the most probable next token is another one than its."""
 
     def score(subject: Subject, split: Split) -> Scores:
         def others(batch: Batch, initial: Tensor) -> Tensor:
             return (subject.logits(batch).argmax(-1).cpu() != initial.argmax(-1).cpu()).double()
 
-        return token_sums(subject, subject.initial, split, "top_choice", others)
+        return token_sums(subject, subject.initial, split, name, others, prompts)
 
-    return Measure("drift", "top_choice", "token_mean", score, unit="share of tokens", against="tokens")
+    return Measure("drift", name, "token_mean", score, unit="share of tokens", against="tokens", prompts=prompts)
 
 
 SIDE_EFFECTS: dict[str, Callable[[], Measure]] = {

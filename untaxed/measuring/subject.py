@@ -16,7 +16,9 @@ from .forward import log_probs, logits_at
 from .generating import Decoding, greedy
 from .journal import NOTHING_KEPT, Journal
 from .sampling import Completions, sample
-from .suite import Split, Suite
+from .suite import PromptSet, Split, Suite
+
+Sampled = tuple[PromptSet, Split]
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ class Subject:
         self.suite = suite
         self.initial = self if initial is None else initial
         self.journal = journal
-        self._completions: dict[Split, Completions] = {}
-        self._sample_batches: dict[Split, list[Batch]] = {}
-        self._sample_logits: dict[Split, dict[int, Tensor]] = {}
+        self._completions: dict[Sampled, Completions] = {}
+        self._sample_batches: dict[Sampled, list[Batch]] = {}
+        self._sample_logits: dict[Sampled, dict[int, Tensor]] = {}
         self._written: dict[Hashable, tuple[list[str], tuple[int, ...]]] = {}
         self._notes: list[str] = []
 
@@ -171,28 +173,30 @@ class Subject:
         self.left_out(kept, len(prompts), name)
         return texts, kept
 
-    def completions(self, split: Split) -> Completions:
+    def completions(self, split: Split, prompts: PromptSet = "prompts") -> Completions:
         """What the model writes after the suite's prompts; drawn once, always with the suite's seed."""
-        if split not in self._completions:
-            prompts = self.suite.prompts[split]
-            self._completions[split] = sample(self.model, self.tokenizer, prompts, self.suite.sampling, self.journal)
-        return self._completions[split]
+        key = (prompts, split)
+        if key not in self._completions:
+            given = self.suite.sampled(prompts)[split]
+            self._completions[key] = sample(self.model, self.tokenizer, given, self.suite.sampling, self.journal)
+        return self._completions[key]
 
-    def sample_batches(self, split: Split) -> list[Batch]:
+    def sample_batches(self, split: Split, prompts: PromptSet = "prompts") -> list[Batch]:
         """Batches of the completions, every drawn token scored."""
-        if split not in self._sample_batches:
-            self._sample_batches[split] = self.batches(self.completions(split).scored())
-        return self._sample_batches[split]
+        key = (prompts, split)
+        if key not in self._sample_batches:
+            self._sample_batches[key] = self.batches(self.completions(split, prompts).scored())
+        return self._sample_batches[key]
 
-    def sample_logits(self, split: Split, number: int) -> Tensor:
+    def sample_logits(self, split: Split, number: int, prompts: PromptSet = "prompts") -> Tensor:
         """This model's logits at one of `sample_batches`, ``(scored, vocabulary)``.
 
         Few logits are kept, since drift asks for them again with every model; many are computed anew each time.
         """
-        batches = self.sample_batches(split)
+        batches = self.sample_batches(split, prompts)
         if sum(len(batch.targets) for batch in batches) * self.vocabulary > LOGIT_ENTRIES:
             return self.logits(batches[number])
-        known = self._sample_logits.setdefault(split, {})
+        known = self._sample_logits.setdefault((prompts, split), {})
         if number not in known:
             known[number] = self.logits(batches[number])
         return known[number]

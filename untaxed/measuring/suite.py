@@ -18,7 +18,14 @@ Group = Literal["reward", "abilities", "drift"]
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]  # (prompts, completions) -> one number each
 Scores = NDArray[np.float64]  # (items, k): k sufficient statistics an item
 Against = Literal["tokens", "texts"]
+PromptSet = Literal["prompts", "general"]  # those of alignment, and general ones: fields of a suite
 SPLITS: tuple[Split, ...] = ("validation", "test")
+GENERAL = "general_"  # how measures on the general prompts begin
+
+
+def per_token(statistic: str, unit: str) -> bool:
+    """Whether a measure is a mean over tokens, whose second sufficient statistic says how many an item has."""
+    return statistic in ("token_mean", "perplexity") and unit in ("nats a token", "share of tokens", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Measure:
         items: How many items each split has, where that is known before anything is measured.
         content: A hash of what it reads that its spec does not name, such as documents that lm-eval fetches.
         sharded: Whether it can be read on a model whose tensors are sharded.
+        prompts: Which of the suite's prompts it samples from, where it samples.
     """
 
     group: Group
@@ -66,6 +74,7 @@ class Measure:
     items: Mapping[Split, int] | None = None
     content: str = ""
     sharded: bool = True
+    prompts: PromptSet = "prompts"
 
     @property
     def key(self) -> str:
@@ -98,6 +107,7 @@ class Suite:
         report: Names of the abilities that are shown and never chosen on.
         prompts: The prompts, by split, that rewards and drift are sampled from.
         sampling: How.
+        general: The prompts, by split, of what models are not aligned on, for drift there; may be empty.
     """
 
     measures: tuple[Measure, ...]
@@ -105,6 +115,11 @@ class Suite:
     report: tuple[str, ...]
     prompts: Mapping[Split, tuple[str, ...]]
     sampling: Sampling = field(default_factory=Sampling)
+    general: Mapping[Split, tuple[str, ...]] = field(default_factory=dict)
+
+    def sampled(self, prompts: PromptSet) -> Mapping[Split, tuple[str, ...]]:
+        """One of the two sets of prompts, by split."""
+        return self.general if prompts == "general" else self.prompts
 
     def group(self, group: Group) -> tuple[Measure, ...]:
         """The measures of one group."""

@@ -7,6 +7,7 @@
         - {name: capitals, kind: exact_match, rows: {path: capitals.csv}, template: "The capital of {country} is"}
         - {lm_eval: truthfulqa_mc1, limit: 100}                       # any task of lm-evaluation-harness
     drift: [forward_kl, {perplexity: wikitext}, {perplexity: {name: mine, rows: {path: mine.txt}, limit: 100}}]
+    general_prompts: {path: chats.jsonl}                              # for drift on them: general_forward_kl, …
     every: 20
 
 Rows are divided into validation and test by a hash, so that the same row is in the same part everywhere.
@@ -16,13 +17,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from ..errors import DataError
-from ..rows import Row, subset
+from ..rows import Row, RowsSource, subset
 from .ability_spec import AbilitySpec
 from .contest_spec import PairsSpec, WinRate, build_judge, judge_path, pair_measures, reward_measures
 from .drift import entropy, forward_kl, length, reverse_kl
@@ -30,22 +32,31 @@ from .lm_eval_tasks import LmEvalSpec, lm_eval_ability
 from .perplexity import perplexity
 from .reward_spec import Name, RewardSpec, build_reward, single_is_proxy, source_path, without_defaults
 from .scorers import ability
-from .side_effects import SIDE_EFFECTS
-from .suite import Measure, Reward, Sampling, Split, Suite
+from .side_effects import SIDE_EFFECTS, top_choice
+from .suite import GENERAL, Measure, Reward, Sampling, Split, Suite
 from .suite_items import field_of, rows_by_split
 from .tasks import TextsSpec, expanded, expanded_texts
 from .win_rates import Judge
 
+ON_GENERAL: Mapping[str, Callable[..., Measure]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "entropy": entropy,
+    "length": length,
+    "top_choice": top_choice,
+}
 DRIFT: Mapping[str, Callable[[], Measure]] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "entropy": entropy,
     "length": length,
     **SIDE_EFFECTS,
+    **{GENERAL + name: partial(make, GENERAL + name, "general") for name, make in ON_GENERAL.items()},
 }
 Distance = Literal[
     "forward_kl", "reverse_kl", "entropy", "length", "top_choice", "distinct_1", "distinct_2", "repetition",
     "refusal", "empty", "other_script", "other_language",
+    "general_forward_kl", "general_reverse_kl", "general_entropy", "general_length", "general_top_choice",
 ]  # fmt: skip
 
 
@@ -101,6 +112,8 @@ class SuiteSpec(_Spec):
         length_controlled: Whether every reward and win rate is also shown at equal length.
         abilities: The tasks.
         drift: Distances from `initial`.
+        general_prompts: Rows with ``prompt`` of what models are not aligned on, for the distances ``general_…``; halved
+            by hash, equal prompts counted once.
         every: Steps between two measurements.
         samples: At most so many prompts a split are sampled from.
         max_new_tokens: Tokens a sample.
@@ -115,6 +128,7 @@ class SuiteSpec(_Spec):
     length_controlled: bool = False
     abilities: AbilitiesSpec
     drift: list[Distance | PerplexitySpec] = ["forward_kl"]
+    general_prompts: RowsSource | None = None
     every: int = Field(default=20, ge=1)
     samples: int | None = Field(default=256, ge=1)
     max_new_tokens: int = Field(default=24, ge=1)
@@ -122,7 +136,7 @@ class SuiteSpec(_Spec):
     batch_size: int = Field(default=64, ge=1)
     seed: int = Field(default=0, ge=0)
 
-    _plain = without_defaults("win_rates", "preferences", "length_controlled")
+    _plain = without_defaults("win_rates", "preferences", "length_controlled", "general_prompts")
     _single = field_validator("reward", mode="before")(single_is_proxy)
 
     @model_validator(mode="after")
@@ -134,6 +148,17 @@ class SuiteSpec(_Spec):
             for name, count in names.items():
                 if count > 1:
                     raise ValueError(f"{group}: the name {name!r} stands {count} times; give each its own")
+        return self
+
+    @model_validator(mode="after")
+    def _general_prompts_are_there_and_read(self) -> SuiteSpec:
+        on_general = [one for one in self.drift if isinstance(one, str) and one.startswith(GENERAL)]
+        if on_general and self.general_prompts is None:
+            raise ValueError(f"drift: {on_general[0]} needs `general_prompts`, rows with a field `prompt`")
+        if self.general_prompts is not None and not on_general:
+            raise ValueError(
+                "`general_prompts` is read by no entry of `drift`; add general_forward_kl there, or leave it out"
+            )
         return self
 
 
@@ -198,7 +223,22 @@ def build_suite(
         report=tuple(one.name for one in report),
         prompts={split: _some(rows, spec.samples, split) for split, rows in prompts.items()},
         sampling=Sampling(spec.max_new_tokens, spec.temperature, spec.batch_size, spec.seed),
+        general=_general(spec, directory),
     )
+
+
+def _general(spec: SuiteSpec, directory: Path) -> dict[Split, tuple[str, ...]]:
+    """The general prompts by split, each once; nothing where there are none."""
+    if spec.general_prompts is None:
+        return {}
+
+    def check(row: Row) -> None:
+        if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+            raise ValueError("expected a text in the field 'prompt'; name the column by `columns: {prompt: …}`")
+
+    parts = rows_by_split(spec.general_prompts, directory, check, "prompt", None)
+    by_split = {split: list(dict.fromkeys(row["prompt"] for row in rows)) for split, rows in parts.items()}
+    return {split: _some(prompts, spec.samples, split) for split, prompts in by_split.items()}
 
 
 def _ability(spec: AbilitySpec | LmEvalSpec, directory: Path, chat: bool) -> Measure:

@@ -6,7 +6,7 @@ import re
 
 from .drops import drops, drops_title
 from .numbers import Cell, Summary
-from .tables import arm_name, arms_table
+from .tables import arm_name, arms_table, drift_tokens
 
 
 def markdown(summary: Summary) -> str:
@@ -30,6 +30,7 @@ def markdown(summary: Summary) -> str:
         "",
         "Chosen on validation, read on test; 95 % intervals"
         f" from {summary['seeds']} seed{'' if summary['seeds'] == 1 else 's'}.",
+        *(["", escaped(said)] if (said := drift_tokens(summary)) else []),
     ]
     return "\n".join(lines) + "\n"
 

@@ -33,7 +33,8 @@ class Line:
         unit: What it counts.
         initial, value, change: What the initial model has, what this one has, and the difference.
         adjusted: p of no difference, adjusted for the number of abilities; a dash elsewhere.
-        items: "12 lost, 3 won of 200", of a win rate also "tied" and "undefined"; empty where items are neither.
+        items: "12 lost, 3 won of 200", of a win rate also "tied" and "undefined"; "1,234 tokens" that a mean is over;
+            empty where items are neither.
         real: Whether an ability's loss stands after the adjustment.
     """
 
@@ -110,6 +111,8 @@ def _adjusted(one: Mapping[str, Any]) -> str:
 
 
 def _items(one: Mapping[str, Any]) -> str:
+    if "tokens" in one:
+        return f"{one['tokens']:,} tokens"
     if "lost" not in one:
         return ""
     said = [
@@ -241,7 +244,7 @@ def as_csv(summary: Summary) -> str:
 
 HEADER = (
     *("model", "group", "measure", "unit", "initial", "value", "value_low", "value_high"),
-    *("change", "change_low", "change_high", "p", "q", "lost", "won", "items"),
+    *("change", "change_low", "change_high", "p", "q", "lost", "won", "items", "tokens"),
 )
 
 
@@ -257,9 +260,10 @@ def _csv_rows(summary: Summary) -> Iterator[list[Any]]:
                     *(change.get(key) for key in ("mean", "low", "high")),
                     *(one.get(key) for key in ("p", "q", "lost", "won")),
                     one.get("items", value["n"]),
+                    one.get("tokens"),
                 ]
         for name, tax in entry["tax"].items():
-            yield [_safe(entry["name"]), "tax", name, "", 0, tax["mean"], tax["low"], tax["high"], *[None] * 8]
+            yield [_safe(entry["name"]), "tax", name, "", 0, tax["mean"], tax["low"], tax["high"], *[None] * 9]
 
 
 def _safe(text: str) -> str:

@@ -20,7 +20,7 @@ from .numbers import Summary
 from .parts import part_panels, shares
 from .plots import CurvePlot, arm_looks, curve_plot, difference_bars, frontier_plot, legend_places
 from .samples import samples
-from .tables import abilities_table, arm_name, arms_table
+from .tables import abilities_table, arm_name, arms_table, drift_tokens
 
 FRONTIER_SIZES = {"wide": (660, 430), "narrow": (350, 340)}
 GROUPS = {"reward": "Reward", "drift": "Drift from the initial model", "abilities": "Abilities"}
@@ -151,7 +151,8 @@ def _of_summary(files: StudyFiles) -> dict[str, Any]:
     """What a summary adds; all None where there is none."""
     summary = files.summary
     if summary is None:
-        return dict.fromkeys(("summary", "frontier", "bars", "arms", "abilities", "samples", "styles", "tested"))
+        names = ("summary", "frontier", "bars", "arms", "tokens", "abilities", "samples", "styles", "tested")
+        return dict.fromkeys(names)
     plots = {
         name: frontier_plot(summary, width=width, height=height) for name, (width, height) in FRONTIER_SIZES.items()
     }
@@ -160,6 +161,7 @@ def _of_summary(files: StudyFiles) -> dict[str, Any]:
         "frontier": plots if plots["wide"] else None,
         "bars": difference_bars(summary),
         "arms": arms_table(summary),
+        "tokens": drift_tokens(summary),
         "abilities": abilities_table(summary),
         "samples": samples(files, summary, _looked_at_first(summary)),
         "styles": arm_looks(summary),

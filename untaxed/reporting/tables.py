@@ -39,6 +39,7 @@ COLUMNS = (
     Column("beyond early stopping", lambda entry: entry["beyond_early_stopping"], 1, signed=True),
     Column("area", lambda entry: entry["area"], 5),
     Column("drift, KL", lambda entry: entry["drift"].get("forward_kl"), 6),
+    Column("drift, general KL", lambda entry: entry["drift"].get("general_forward_kl"), 12),
     Column("seconds a seed", lambda entry: entry["seconds"], 9),
 )
 BESIDE_REFERENCES = (  # what tells reference curves from remedies; other studies are spared the columns
@@ -70,6 +71,13 @@ def arms_table(summary: Summary, columns: Sequence[Column] | None = None) -> Tab
     columns = [column for column in columns if any(column.read(entry) is not None for entry in entries)]
     rows = [(entry, [notes.cell(column.read(entry), signed=column.signed) for column in columns]) for entry in entries]
     return Table(columns, rows, notes.reasons)
+
+
+def drift_tokens(summary: Summary) -> str:
+    """How many tokens the means of drift are over, in a sentence; empty where that is not known."""
+    known = {name: one["tokens"] for name, one in summary["initial"]["drift"].items() if "tokens" in one}
+    said = ", ".join(f"{name} {tokens:,}" for name, tokens in known.items())
+    return f"Tokens of test that drift is averaged over, of initial: {said}." if said else ""
 
 
 def _more_rewards(summary: Summary) -> list[Column]:

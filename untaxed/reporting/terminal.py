@@ -10,7 +10,7 @@ from rich.text import Text
 
 from .drops import drops, drops_title
 from .numbers import Cell, Summary
-from .tables import Column, Table, arm_name, arms_table
+from .tables import Column, Table, arm_name, arms_table, drift_tokens
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +40,12 @@ def terminal(summary: Summary, console: Console) -> None:
         console.print(Text(f"{drops_title(summary)}:"))
         for arm, said in told:
             console.print(Text(f"  {arm}: {said}"))
-    for line in [*summary["caveats"], *(f"Left out: {out['ability']} ({out['why']})." for out in summary["left_out"])]:
+    tokens = [said] if (said := drift_tokens(summary)) else []
+    for line in [
+        *summary["caveats"],
+        *tokens,
+        *(f"Left out: {out['ability']} ({out['why']})." for out in summary["left_out"]),
+    ]:
         console.print(Text(line))
 
 

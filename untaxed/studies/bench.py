@@ -22,7 +22,7 @@ from ..measuring.suite_spec import SuiteSpec, reward_files
 from ..method import Context
 from ..rows import RowsSource
 from ..together import check_overridden, check_together
-from ..training import ALGORITHMS, Task, check_arguments, check_training
+from ..training import ALGORITHMS, Task, check_arguments, check_training, with_meter
 from ..training.arguments import free_every
 from ..training.reference import check_reference_arguments
 from .arms import ArmPlan, RunPlan, check_arms, plan_arms, plan_runs
@@ -175,7 +175,7 @@ def prepare(spec: StudySpec) -> Bench:
     check_arms(arms, context)
     if name is not None:
         for setting in (setting for arm in arms for setting in arm.settings):
-            check_together(setting.training)
+            check_together(with_meter(setting.training, task, steps=arguments["max_steps"]))
             check_overridden(setting.training, arguments)
             check_reference_arguments(name, arguments, setting.training)
     return bench

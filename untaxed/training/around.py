@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..method import Host, Setting
+from .held_out import held_out
 from .reference import reference_tensors
 from .steering import log_beside, save_policy, scale_lr, stop
 
@@ -35,6 +36,7 @@ def host_of(
         drift=drift,
         log=lambda values: log_beside(trainer, values),
         tokenizer=getattr(processing, "tokenizer", processing),  # a processor's, of a model that also sees
+        held_out=lambda: held_out(trainer),
         scale_lr=lambda factor: scale_lr(trainer, factor),
         stop=lambda: stop(trainer),
         reset=reset,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from ..callbacks import DriftMeter
+from ..callbacks import DriftMeter, DriftMeterState
 from ..callbacks._followed import lent
 from ..callbacks._state import COUNT, Check, check_state
 from ..errors import StoreError, Unsupported
@@ -138,9 +138,14 @@ class Attached:
         return {
             "trainer": type(self._trainer).__name__,
             "backend": backend(self._trainer),
-            "methods": [{"name": method.name, **method.settings()} for method in self.methods],
+            "methods": [{"name": method.name, **method.settings(), **self._tokens(method)} for method in self.methods],
             "trainable_parameters": sum(tensor.numel() for tensor in trainable(policy(self._trainer)).values()),
         }
+
+    def _tokens(self, method: Method) -> dict[str, int]:
+        """What a drift meter's means are taken over, once it is bound to the policy."""
+        live = self._meters.get(method.name)
+        return live.tokens if isinstance(live, DriftMeterState) else {}
 
     def detach(self) -> None:
         """Takes the methods off the trainer; its weights stay as they are.

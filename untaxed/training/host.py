@@ -14,6 +14,7 @@ from ..method import Context, Method
 from ..weights import trainable
 from .adapters import check_adapter
 from .algorithms import ALGORITHMS
+from .held_out import find_held_out
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -80,6 +81,8 @@ def check_method(trainer: Trainer, method: object) -> None:
         )
     _check_sites(method, backend(trainer))
     check_settings(trainer, method)
+    if getattr(method, "asks_held_out", False):
+        find_held_out(trainer)
 
 
 def check_settings(trainer: Trainer, method: Method, *, max_steps: int | None = None) -> None:
