@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import untaxed
@@ -206,6 +207,18 @@ def test_markdown_csv_and_page_hold_the_numbers(found: Any) -> None:
     page = measured_page.html(summary)
     assert "far" in page
     assert "<script" not in page
+
+
+def test_a_terminal_of_80_columns_breaks_no_name_and_cuts_nothing(found: Any) -> None:
+    summary = json.loads(json.dumps(found[0]))
+    [entry] = summary["models"] = summary["models"][1:]
+    stream = io.StringIO()
+    measured.terminal(summary, Console(file=stream, width=80))
+    lines = stream.getvalue().splitlines()
+    for name, one in entry["abilities"].items():
+        at = next(at for at, line in enumerate(lines) if line.startswith(f"{name} "))
+        items = " ".join(line[60:].strip() for line in lines[at + 1 : at + 3])
+        assert items.endswith(f"{one['lost']} lost, {one['won']} won of {one['items']}")
 
 
 def test_names_and_items_are_text(found: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Entry = Mapping[str, Any]
 GROUPS = ("reward", "abilities", "drift")
+NARROWEST, WIDEST = 12, 20  # letters of a name that a terminal keeps on one line
 
 
 @dataclass(frozen=True)
@@ -165,15 +167,17 @@ def remarks(summary: Summary, entries: Sequence[Entry]) -> list[str]:
 
 def _measures_drawn(found: Sequence[Line]) -> RichTable:
     drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    drawn.add_column("measure", overflow="fold", vertical="top")
-    for title in ("initial", "model", "change", "adjusted p"):
+    longest = min(max([NARROWEST, *(len(line.name) for line in found)]), WIDEST)
+    drawn.add_column("measure", overflow="fold", vertical="top", no_wrap=True)
+    for title in ("initial", "model", "change"):
         drawn.add_column(title, justify="right", vertical="top", no_wrap=True)
-    drawn.add_column("items", vertical="top")
+    drawn.add_column("adjusted p,\nitems", vertical="top")
     for line in found:
-        name = Text(line.name).append(f"\n{line.unit}", style="dim")
+        name, unit = ("\n".join(textwrap.wrap(text, longest)) for text in (line.name, line.unit))
         style = "bold" if line.real else ""
         cells = [_cell(line.initial), _cell(line.value), _cell(line.change, style)]
-        drawn.add_row(name, *cells, Text(line.adjusted), Text(line.items))
+        first = Text(name).append(f"\n{unit}", style="dim")
+        drawn.add_row(first, *cells, Text(line.adjusted).append(f"\n{line.items}", style="dim"))
     return drawn
 
 
