@@ -71,7 +71,7 @@ def _last(run: dict[str, Any]) -> str:
         ([{"kl_loss": {"direction": "back"}}], SpecError, "direction"),
         ([{"distill": {"temperature": 0}}], SpecError, "temperature must be above 0, got 0"),
         ([{"l2": {"strength": -1}}], SpecError, "strength must be at least 0, got -1"),
-        ([{"l1": {}}], SpecError, "the setting `strength` is required"),
+        ([{"l2": {}}], SpecError, "the setting `strength` is required"),
         ([{"rpo": {"eta": -0.1}}], SpecError, "eta must be at least 0, got -0.1"),
     ],
 )

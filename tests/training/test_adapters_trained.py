@@ -102,7 +102,7 @@ def test_what_does_not_combine_is_refused_with_the_reason(tiny_task: Task, tmp_p
 
 
 def test_attach_wants_it_built_in(tiny_task: Task, tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match=r"built: give it peft_config=LoraConfig\(r=8, lora_alpha=16.0, target_mod"):
+    with pytest.raises(Unsupported, match=r"built: give it peft_config=LoraConfig\(r=16, lora_alpha=16.0, target_mod"):
         attach(dpo(tiny_task, tmp_path), LoRA())
     trainer = dpo(tiny_task, tmp_path, lora=True)  # rank 2, alpha 8, q_proj and v_proj
     attach(trainer, LoRA(rank=2, alpha=8.0, targets=("v_proj", "q_proj")))

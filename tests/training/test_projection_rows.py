@@ -202,7 +202,7 @@ def test_what_they_need_is_given_by_a_study_and_not_set_in_it() -> None:
     with pytest.raises(SpecError, match=r"method ogpsa.loss: should be 'ce' or 'preference', got 'mse'"):
         methods.build("ogpsa", {"loss": "mse"})
     with pytest.raises(SpecError, match=r"method nspo: value must be above 0 and below 1: a share of the largest"):
-        methods.build("nspo", {"value": 3})
+        methods.build("nspo", {"threshold": "relative", "value": 3})
 
 
 def test_a_row_acts_at_the_site_that_is_chosen() -> None:

@@ -198,7 +198,7 @@ def test_more_that_is_wrong_with_what_they_are_given(tiny_task: Task, tmp_path: 
     for name, way in (("best_of_n", {"n": 2}), ("logit_mixing", {"initial_share": 0.5})):
         with pytest.raises(Unsupported, match=f"{name} acts while models write .* it is an arm of studies"):
             attach(dpo(tiny_task, tmp_path), methods.build(name, way))
-    with pytest.raises(Unsupported, match=r"loss_type=\['sigmoid', 'sft'\], loss_weights=\[1.0, 1.0\]"):
+    with pytest.raises(Unsupported, match=r"loss_type=\['sigmoid', 'sft'\], loss_weights=\[1.0, 0.3\]"):
         attach(dpo(tiny_task, tmp_path), RPO())
 
 

@@ -29,7 +29,7 @@ class RPO(Method):
     summary: ClassVar[str] = "the chosen answers' likelihood is learned beside DPO's preferences"
     acts: ClassVar[frozenset[Site]] = frozenset({"loss"})
 
-    eta: float = 1.0
+    eta: float = 0.3
 
     def __post_init__(self) -> None:
         check_strength("eta", self.eta)

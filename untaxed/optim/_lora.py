@@ -34,7 +34,7 @@ class LoRA(Method):
     summary: ClassVar[str] = "in place of all weights a change of low rank is trained"
     acts: ClassVar[frozenset[Site]] = frozenset({"model"})
 
-    rank: int = 8
+    rank: int = 16
     alpha: float = 16.0
     targets: Targets = "all-linear"
     learning_rate: float | None = None

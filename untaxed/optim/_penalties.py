@@ -107,7 +107,7 @@ class L1(Penalty):
     Args:
         strength: :math:`\lambda`, at least 0: the pull in learning rates a step. Adam moves a weight by at most about
             one learning rate a step; so 0.1 lets go only what moves in one direction in more than a tenth of it, and
-            at 1 and above next to nothing leaves initial.
+            at 1 and above next to nothing leaves initial. The default is what validation chose in the pocket world.
 
     Source: Lin et al. 2024, arXiv:2309.06256, section 2; proximal step: Parikh & Boyd 2014, section 6.5.2.
     Differs: the paper adds a subgradient to the loss, with which no weight is ever exactly initial's.
@@ -117,6 +117,8 @@ class L1(Penalty):
     title: ClassVar[str] = "L1 to initial"
     source: ClassVar[str] = "Lin et al. 2024, arXiv:2309.06256, section 2"
     summary: ClassVar[str] = "after every step each weight is pulled back by a fixed distance; small moves are undone"
+
+    strength: float = 0.1
 
     def displacement_rule(self) -> SoftThreshold:
         return SoftThreshold(self.strength)

@@ -34,7 +34,7 @@ class Protect:
         seed: Of the continuations.
     """
 
-    threshold: Threshold = "relative"
+    threshold: Threshold = "energy"
     value: float | None = None
     layers: Layers = BLOCKS
     samples: int | None = 1024

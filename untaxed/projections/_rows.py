@@ -140,9 +140,9 @@ class NSPO(Protects):
 
     Args:
         every: Optimizer steps between projections; the last step is always followed by one.
-        threshold: Which directions of a layer's input are protected: "relative" to the largest eigenvalue (NSPO),
-            "energy" kept (GPM), "multiple_of_min" (Adam-NSCL), "absolute" (AlphaEdit), "rank" or "free_share".
-        value: Of the threshold; None: 5e-5, 0.95, 10 or 0.02 in this order.
+        threshold: Which directions of a layer's input are protected: "energy" kept (GPM), "relative" to the largest
+            eigenvalue (the paper), "multiple_of_min" (Adam-NSCL), "absolute" (AlphaEdit), "rank" or "free_share".
+        value: Of the threshold; None: 0.9, 5e-5, 10 or 0.02 in this order.
         layers: "blocks": all linear layers in blocks; "mlp": those called so (the released code); or shell patterns.
         site: "displacement" (the released code), "update" or "gradient" (the paper's formula); the latter two act at
             every step.
@@ -163,7 +163,7 @@ class NSPO(Protects):
     given_elsewhere: ClassVar[frozenset[str]] = frozenset({"prompts"})
 
     every: int = 5
-    threshold: Threshold = "relative"
+    threshold: Threshold = "energy"
     value: float | None = None
     layers: str | list[str] = BLOCKS
     site: NullSpaceSite = "displacement"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Threshold = Literal["relative", "energy", "multiple_of_min", "absolute", "rank", "free_share"]
-USUAL = {"relative": 5e-5, "energy": 0.95, "multiple_of_min": 10.0, "absolute": 2e-2}  # see `protected_subspace`
+USUAL = {"relative": 5e-5, "energy": 0.9, "multiple_of_min": 10.0, "absolute": 2e-2}  # see `protected_subspace`
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def protected_subspace(
     threshold          protected                                                    usual value
     ================== ============================================================ ================
     relative           eigenvalues of at least value · the largest                  5e-5 (NSPO)
-    energy             the fewest that hold this share of the sum                   0.95 (GPM)
+    energy             the fewest that hold this share of the sum                   0.9 (GPM: 0.95)
     multiple_of_min    those above value · the smallest                             10 (Adam-NSCL)
     absolute           eigenvalues of C / tokens of at least the value              2e-2 (AlphaEdit)
     rank               that many                                                    -
