@@ -158,7 +158,8 @@ def metered(initial: Path, folder: Path, backend: str, unwatched: dict[str, torc
     suite = Suite((even, asked), ("next",), (), dict.fromkeys(SPLITS, tuple(WORDS[:3])), Sampling(4))
     best = KeepBest(folder / f"best-{backend}", tax_at_most=1)
     suite_meter = SuiteMeter(suite, every=2, keep_best=best)
-    attached = attach(ours, DriftMeter(WORDS[:3], every=2, max_new_tokens=4), suite_meter, ElasticReset(**SETTINGS))
+    meter = DriftMeter(WORDS[:3], every=2, max_new_tokens=4, general_prompts=WORDS[5:7])
+    attached = attach(ours, meter, suite_meter, ElasticReset(**SETTINGS))
     ours.train()
     kept = [line for line in ours.state.log_history if "suite/reward/proxy" in line]
     assert [line["step"] for line in kept] == [2, 4]
@@ -169,7 +170,7 @@ def metered(initial: Path, folder: Path, backend: str, unwatched: dict[str, torc
     dist.all_gather_object(everyones, reading)
     assert everyones[0] == everyones[1]
     assert reading["step"] == 4
-    assert reading["forward_kl"] > 0
+    assert reading["forward_kl"] > 0 < reading["general_forward_kl"]
     return reading
 
 
