@@ -41,15 +41,15 @@ def _beaten(known: Mapping[str, Mapping[str, Any]], name: str) -> bool:
 
 def _of_front(front: Sequence[str], entries: Mapping[str, Entry]) -> str:
     first, rest = entries[front[0]], front[1:]
-    said = f"{front[0]} has the most reward: {_gain(first)}, {_cost(first)}."
+    said = f"On validation {front[0]} has the most reward; on test {_gain(first)}, {_cost(first)}."
     if rest:
         said += (
-            " Less tax at less reward: "
-            + "; ".join(f"{n}, {_gain(entries[n])}, {_cost(entries[n])}" for n in rest)
+            " Less tax at less reward, on validation: "
+            + "; ".join(f"{n}, on test {_gain(entries[n])}, {_cost(entries[n])}" for n in rest)
             + "."
         )
     beaten = [name for name in entries if name not in front]
-    return said + (f" Behind one of these in both: {', '.join(beaten)}." if beaten else "")
+    return said + (f" Behind one of these in both, on validation: {', '.join(beaten)}." if beaten else "")
 
 
 def _sentence(entry: Entry) -> str:

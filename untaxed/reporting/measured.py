@@ -227,7 +227,7 @@ def markdown(summary: Summary) -> str:
             ]
             parts.append(row([escaped(line.name), escaped(line.unit), *cells]))
         parts.append("")
-    parts += [escaped(text) for text in (*notes.reasons, *footnotes(summary))]
+    parts += [escaped(text) for text in (*(f"{NOTHING}: {reason}" for reason in notes.reasons), *footnotes(summary))]
     if said := remarks(summary, summary["models"]):
         parts += ["", *(f"- {escaped(text)}" for text in said)]
     return "\n".join(parts) + "\n"
