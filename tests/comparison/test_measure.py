@@ -142,7 +142,8 @@ def test_the_front_is_chosen_on_validation(found: Any) -> None:
     summary, _ = found
     assert set(summary["front"]) <= {"near", "far"}
     assert summary["front"]
-    assert summary["verdict"].startswith(f"On validation {summary['front'][0]} has the most reward; on test proxy reward ")
+    best = summary["front"][0]
+    assert summary["verdict"].startswith(f"On validation {best} has the most reward; on test proxy reward ")
 
 
 def test_general_prompts_and_the_tokens_behind_means(found: Any, models: Path, suite: Path, tmp_path: Path) -> None:
