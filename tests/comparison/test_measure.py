@@ -17,6 +17,8 @@ import untaxed
 from untaxed import measuring
 from untaxed.cli import app
 from untaxed.comparison import measure
+from untaxed.comparison.compare import paired
+from untaxed.comparison.numbers import Scored
 from untaxed.comparison.suite_file import load_suite
 from untaxed.errors import CheckpointError, SpecError
 from untaxed.measuring.quantiles import t_quantile
@@ -309,3 +311,17 @@ def test_a_suite_may_be_any_embedded_world() -> None:
     loaded = {name: load_suite(name) for name in pocket.WORLDS}
     assert loaded["pocket_safety"].suite.select == (*loaded["pocket"].suite.select, "lookalike")
     assert set(loaded["pocket"].contents.values()).isdisjoint(loaded["pocket_safety"].contents.values())
+
+
+def test_as_many_items_of_other_tokenizers_need_not_be_the_same_ones() -> None:
+    def scored(notes: list[str]) -> Scored:
+        splits = {"validation": np.ones((3, 1)), "test": np.ones((4, 1))}
+        return Scored({"abilities.long": splits}, notes={"abilities.long": {"test": notes}} if notes else {})
+
+    cut, whole = scored(["too long: 1 of 5 left out"]), scored(["empty: 1 of 4"])
+    assert "abilities.long" in paired(cut, cut, same_tokens=True).scores  # one context holds the other's items
+    assert "abilities.long" in paired(whole, whole, same_tokens=False).scores
+    for pair in ((cut, cut), (cut, whole), (whole, cut)):
+        found = paired(*pair, same_tokens=False)
+        assert not found.scores
+        assert "cannot be paired" in found.why["abilities.long"]

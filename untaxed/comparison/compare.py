@@ -14,6 +14,7 @@ from .. import measuring
 from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer
 from ..errors import SpecError, Undefined
 from ..measuring import Subject
+from ..measuring.subject import TOO_LONG
 from ..measuring.suite import SPLITS, Measure, Split, Suite
 from ..studies.cache import content_key, default_cache, file_digest, told
 from ..studies.recipes import named_model
@@ -90,7 +91,8 @@ def measure(
         say(found)
     entries, chosen = [], {}
     for model in others:
-        scored = _paired(_scored(model, start, loaded, directory, say), first)
+        same = _same_tokens(model.tokenizer, start.tokenizer)
+        scored = paired(_scored(model, start, loaded, directory, say), first, same_tokens=same)
         told = {"name": model.name, "path": str(model.path), "content": model.digest}
         shown = _items(model, start, loaded, directory, first, scored, splits, say)
         entries.append({**told, **numbers(loaded.suite, first, scored, splits), "items": shown, "notes": scored.notes})
@@ -176,15 +178,32 @@ def taken(model: Model, start: Model, suite: Suite) -> tuple[list[Measure], dict
     return [one for one in suite.measures if one.key not in other], other
 
 
-def _paired(scored: Scored, first: Scored) -> Scored:
-    """The scores, without those of measures of which other items fit into this model's context than into initial's."""
-    other = {
-        key: "other items fit into its context than into initial's, so that they cannot be paired"
-        for key, splits in scored.scores.items()
-        if key in first.scores and any(len(first.scores[key][split]) != len(splits[split]) for split in splits)
-    }
+def paired(scored: Scored, first: Scored, *, same_tokens: bool) -> Scored:
+    """The scores, without those of measures of which other items fit into this model's context than into initial's.
+
+    With the same tokens the shorter context keeps some of what the longer one keeps, so that as many are the same ones.
+    Where tokens differ, as many may be others: no item of either may have been left out.
+
+    Args:
+        scored: The model's.
+        first: The initial model's.
+        same_tokens: Whether both have the same tokenizer.
+    """
+
+    def apart(key: str) -> bool:
+        ours, theirs = scored.scores[key], first.scores[key]
+        if any(len(theirs[split]) != len(ours[split]) for split in ours):
+            return True
+        return not same_tokens and any(map(_left_out, (scored.notes.get(key, {}), first.notes.get(key, {}))))
+
+    why = "other items fit into its context than into initial's, so that they cannot be paired"
+    other = {key: why for key in scored.scores if key in first.scores and apart(key)}
     left = {key: value for key, value in scored.scores.items() if key not in other}
     return replace(scored, scores=left, why={**scored.why, **other})
+
+
+def _left_out(notes: Mapping[str, Sequence[str]]) -> bool:
+    return any(note.startswith(TOO_LONG) for said in notes.values() for note in said)
 
 
 def _same_tokens(first: Any, second: Any) -> bool:

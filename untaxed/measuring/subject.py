@@ -20,6 +20,8 @@ from .suite import PromptSet, Split, Suite
 
 Sampled = tuple[PromptSet, Split]
 
+TOO_LONG = "too long"  # begins the note on items that were left out
+
 
 @dataclass(frozen=True)
 class Fitting:
@@ -140,7 +142,7 @@ class Subject:
         if items and not kept:
             raise DataError(f"{name}: all {items} items are longer than the model's context of {self.context} tokens")
         if len(kept) < items:
-            self.note(f"too long: {items - len(kept)} of {items} left out")
+            self.note(f"{TOO_LONG}: {items - len(kept)} of {items} left out")
 
     def note(self, text: str) -> None:
         """Says something about the measure that is being scored; it stands beside its number."""
