@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from typer.testing import CliRunner
 
 import untaxed
 from untaxed import measuring
+from untaxed.checkpoints import load_tokenizer
 from untaxed.cli import app
 from untaxed.comparison import measure
-from untaxed.comparison.compare import paired
+from untaxed.comparison.compare import _subject, opened, paired
 from untaxed.comparison.numbers import Scored
 from untaxed.comparison.suite_file import load_suite
 from untaxed.errors import CheckpointError, SpecError
@@ -325,3 +327,34 @@ def test_as_many_items_of_other_tokenizers_need_not_be_the_same_ones() -> None:
         found = paired(*pair, same_tokens=False)
         assert not found.scores
         assert "cannot be paired" in found.why["abilities.long"]
+
+
+def test_a_model_is_read_with_its_own_template_and_end(models: Path, suite: Path, tmp_path: Path) -> None:
+    loaded = load_suite(suite)
+    start, near = (opened(models / name, None, tmp_path) for name in ("initial", "near"))
+    assert _subject(near, start, loaded).tokenizer is start.tokenizer  # what was encoded once is not encoded again
+    for name, change in (("template", {"chat_template": "{{ messages }}"}), ("end", {"eos_token": "w1"})):
+        tokenizer = load_tokenizer(models / "near")
+        for key, value in change.items():
+            setattr(tokenizer, key, value)
+        shutil.copytree(models / "near", tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        own = opened(tmp_path / name, None, tmp_path)
+        assert _subject(own, start, loaded).tokenizer is own.tokenizer
+        assert own.digest != near.digest  # scores of another template or end are not these
+
+
+def test_a_model_given_as_the_folder_one_stands_in_has_its_name(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models / "near")
+    assert Path(opened(".", None, tmp_path).name).name == "near"
+    assert opened("../far", None, tmp_path).name == "../far"
+
+
+def test_only_a_share_of_right_answers_is_an_accuracy_on_a_card(found: Any) -> None:
+    summary = json.loads(json.dumps(found[0]))
+    summary["models"] = summary["models"][:1]
+    next(one for one in summary["measures"] if one["name"] == "written")["unit"] = "overlap"
+    assert measured_card.card(summary).count("type: accuracy") == 1
+    assert "type: written" in measured_card.card(summary)

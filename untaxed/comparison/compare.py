@@ -91,7 +91,7 @@ def measure(
         say(found)
     entries, chosen = [], {}
     for model in others:
-        same = _same_tokens(model.tokenizer, start.tokenizer)
+        same = _same_tokenizer(model.tokenizer, start.tokenizer)
         scored = paired(_scored(model, start, loaded, directory, say), first, same_tokens=same)
         told = {"name": model.name, "path": str(model.path), "content": model.digest}
         shown = _items(model, start, loaded, directory, first, scored, splits, say)
@@ -118,14 +118,15 @@ def opened(path: str | Path, name: str | None, directory: Path) -> Model:
     check_model_dir(where)
     content = _content(where)
     journal = KeptJournal(folder(directory), f"{content} {code()}")
-    return Model(name or str(path).rstrip("/"), where, content, load_tokenizer(where), journal)
+    called = where.resolve() if Path(path).name in ("", "..") else path  # a folder given as `.` has a name all the same
+    return Model(name or str(called).rstrip("/"), where, content, load_tokenizer(where), journal)
 
 
 def _content(model: Path) -> str:
-    """A hash of every file of a model that scores depend on; where its texts end stands in a file of its own."""
-    ends = model / "generation_config.json"
+    """A hash of every file of a model that scores depend on: its chat template and where its texts end as well."""
+    beside = [file for name in ("chat_template.jinja", "generation_config.json") if (file := model / name).is_file()]
     own = fingerprint(model)
-    return content_key("model", [own, file_digest(ends)]) if ends.is_file() else own
+    return content_key("model", [own, *map(file_digest, beside)]) if beside else own
 
 
 def tell_apart(models: Iterable[Model]) -> None:
@@ -187,7 +188,7 @@ def paired(scored: Scored, first: Scored, *, same_tokens: bool) -> Scored:
     Args:
         scored: The model's.
         first: The initial model's.
-        same_tokens: Whether both have the same tokenizer.
+        same_tokens: Whether prompts become the same tokens in both.
     """
 
     def apart(key: str) -> bool:
@@ -210,13 +211,19 @@ def _same_tokens(first: Any, second: Any) -> bool:
     return first is second or bool(first.get_vocab() == second.get_vocab())
 
 
+def _same_tokenizer(first: Any, second: Any) -> bool:
+    """Whether prompts become the same tokens and texts end at the same one."""
+    own = ("chat_template", "bos_token_id", "eos_token_id")
+    return _same_tokens(first, second) and all(getattr(first, one) == getattr(second, one) for one in own)
+
+
 def _subject(model: Model, start: Model, loaded: Loaded) -> Subject:
     if model.subject is None:
         weights: Any = load_model(model.path)
         weights.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         initial = None if model is start else _subject(start, start, loaded)
         # one tokenizer object for all that share it: encoded items are remembered with it
-        tokenizer = start.tokenizer if _same_tokens(model.tokenizer, start.tokenizer) else model.tokenizer
+        tokenizer = start.tokenizer if _same_tokenizer(model.tokenizer, start.tokenizer) else model.tokenizer
         model.subject = Subject(weights, tokenizer, loaded.suite, initial=initial, journal=model.journal)
     return model.subject
 

@@ -11,7 +11,7 @@ from .measured import markdown
 from .numbers import Summary
 
 TASK = "text-generation"
-METRICS = {"mean": "accuracy", "perplexity": "perplexity"}  # the hub's names of what our statistics come to
+ACCURACY = "share right"  # the unit of what the hub calls accuracy; an overlap of words or BLEU is none
 
 
 def card(summary: Summary) -> str:
@@ -41,7 +41,7 @@ def _results(summary: Summary, entry: Mapping[str, Any]) -> Iterator[dict[str, A
         group, name = measure["group"], measure["name"]
         value = (entry[group].get(name) or {}).get("value", {}).get("mean")
         if value is not None:
-            kind = METRICS.get(measure["statistic"], name) if group == "abilities" else name
+            kind = "accuracy" if group == "abilities" and measure["unit"] == ACCURACY else name
             yield _result(f"{group}: {name}", kind, measure["unit"], value)
     for name, tax in entry["tax"].items():
         if tax["mean"] is not None:
