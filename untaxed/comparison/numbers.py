@@ -135,8 +135,15 @@ def _other(one: Measure, ours: Array | None, theirs: Array | None) -> dict[str, 
 
 
 def _kept(one: Measure, both: Array) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):  # of a resample in which initial is at chance
-        return np.asarray(retention(both[:, 0], both[:, 1], one.chance))
+    """The share kept above chance with its resamples, to first order around what was measured (the delta method).
+
+    The ratio of a resample itself has no bound where initial comes near chance in it, and neither has its variance.
+    """
+    room = both[0, 1] - one.chance
+    with np.errstate(divide="ignore", invalid="ignore"):  # of an ability that does not count
+        share = np.asarray(retention(both[0, 0], both[0, 1], one.chance))
+        change = both[:, 0] - one.chance - share * (both[:, 1] - one.chance)
+        return np.asarray(share + change / room)
 
 
 def _ability(one: Measure, ours: Array | None, theirs: Array | None, why: str | None) -> dict[str, Any]:
