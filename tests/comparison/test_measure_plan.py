@@ -14,6 +14,7 @@ from untaxed.cli import app
 from untaxed.comparison import compare, measure, plan
 from untaxed.errors import CheckpointError, SpecError
 from untaxed.measuring.planning import items_needed, minimum_detectable, planned, worst_deviation
+from untaxed.reporting import measured_plan
 from untaxed.studies.store import read_scores
 
 
@@ -105,3 +106,13 @@ def test_models_are_checked_though_none_is_measured(models: Path, suite: Path, t
         plan([tmp_path / "none"], models / "initial", suite)
     with pytest.raises(SpecError, match="given 2 times"):
         plan([models / "far", models / "far"], models / "initial", suite)
+
+
+def test_general_prompts_are_counted_beside_the_others(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "general.jsonl").write_text("".join(f'{{"prompt": "w{n}"}}\n' for n in range(20)))
+    (tmp_path / "suite.yaml").write_text("general_prompts: {path: general.jsonl}\n")
+    found = plan([models / "far"], models / "initial", tmp_path / "suite.yaml", tmp_path / "out")
+    counts = found["general_prompts"]
+    assert (found["prompts"], sum(counts.values())) == ({}, 20)
+    said = f"prompts  {counts['validation']} validation and {counts['test']} test general prompts that each"
+    assert any(line.startswith(said) for line in measured_plan.to_do(found))

@@ -26,9 +26,9 @@ def plan(
     Args:
         models, initial, suite, out: As `measure` takes them; without models it is planned for one.
     Returns:
-        ``initial``, ``models``: what is kept already and what has to be measured; ``items``: whose count; ``prompts``:
-        how many a split; ``abilities``: their items a split; ``detectable``: rows of `untaxed.studies.detectable`;
-        ``assumed``; ``asked``: what endpoints may be asked at most.
+        ``initial``, ``models``: what is kept already and what has to be measured; ``items``: whose count; ``prompts``,
+        ``general_prompts``: how many a split; ``abilities``: their items a split; ``detectable``: rows of
+        `untaxed.studies.detectable`; ``assumed``; ``asked``: what endpoints may be asked at most.
     Raises:
         UsageError: A model, the suite or its rows cannot be used.
     """
@@ -43,6 +43,7 @@ def plan(
         "models": [_to_do(model, start, loaded, directory) for model in others],
         "items": "all" if len(splits) > 1 else "test",
         "prompts": {split: len(prompts) for split, prompts in found.prompts.items()},
+        "general_prompts": {split: len(prompts) for split, prompts in found.general.items()},
         "abilities": {one.name: one.items for one in found.group("abilities")},
         "detectable": power.least(found, _known(start, loaded, directory), splits),
         "assumed": {"power": POWER, "level": LEVEL, "correlation": CORRELATION},

@@ -35,9 +35,10 @@ def terminal(plan: Plan, console: Console) -> None:
 def to_do(plan: Plan) -> list[str]:
     """A line a model, then what texts are drawn from and what endpoints may be asked."""
     lines = [_model("initial", plan["initial"]), *(_model("model", one) for one in plan["models"])]
-    if plan["prompts"]:
-        counts = " and ".join(f"{count:,} {split}" for split, count in plan["prompts"].items())
-        lines.append(f"prompts  {counts} prompts that each model writes after")
+    for kind, called in (("prompts", "prompts"), ("general_prompts", "general prompts")):
+        if plan[kind]:
+            counts = " and ".join(f"{count:,} {split}" for split, count in plan[kind].items())
+            lines.append(f"prompts  {counts} {called} that each model writes after")
     return [*lines, *(f"asked    {line}" for line in plan["asked"])]
 
 
