@@ -160,7 +160,8 @@ class Pipeline(torch.optim.Optimizer):
     @torch.no_grad()
     def flush(self) -> None:
         """Does what is still owed where an interval does not divide the steps: merges, projections."""
-        for chunk in self._chunks("update", list(self._lives(all=True))) or [list(self._lives(all=True))]:
+        lives = list(self._lives(all=True))
+        for chunk in self._chunks("update", lives) or [lives]:
             moved = {name for number in range(len(self._sites["update"])) for name in self._flush(number, chunk)}
             for live in chunk:
                 if live.place.name in moved:
