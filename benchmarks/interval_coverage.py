@@ -23,7 +23,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from untaxed.frontier import area
+from untaxed.frontier import area, retained
 from untaxed.measuring.paired import paired_difference
 from untaxed.measuring.quantiles import t_quantile
 from untaxed.measuring.statistics import (
@@ -105,7 +105,7 @@ class World:
 
     def tax(self, taxes: Sequence[float]) -> Array:
         found = draws("mean", [self.initial, *self.ability(taxes)], self._weights)
-        return 1 - (found[:, 1:] - CHANCE) / (found[:, :1] - CHANCE)
+        return 1 - retained(found[:, 1:], found[:, :1], CHANCE)
 
     def gain(self, name: str) -> Array:
         noise = 0.5 * self.cell.noisy

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from untaxed.checkpoints import load_tokenizer
 from untaxed.cli import app
 from untaxed.comparison import measure
 from untaxed.comparison.compare import _subject, opened, paired
-from untaxed.comparison.numbers import Scored, _draws, _kept
+from untaxed.comparison.numbers import Scored
 from untaxed.comparison.suite_file import load_suite
 from untaxed.errors import CheckpointError, SpecError
 from untaxed.measuring.quantiles import t_quantile
@@ -359,16 +358,3 @@ def test_only_a_share_of_right_answers_is_an_accuracy_on_a_card(found: Any) -> N
     next(one for one in summary["measures"] if one["name"] == "written")["unit"] = "overlap"
     assert measured_card.card(summary).count("type: accuracy") == 1
     assert "type: written" in measured_card.card(summary)
-
-
-def test_the_interval_of_a_tax_has_a_bound_where_a_resample_of_initial_is_at_chance(suite: Path) -> None:
-    """10 of 12 items right at a chance of 0.5: resamples at chance are rare, and they are there."""
-    [one, *_] = load_suite(suite).suite.group("abilities")
-    one = replace(one, chance=0.5, statistic="mean")
-    initial, model = (np.array([[1.0]] * right + [[0.0]] * (12 - right)) for right in (10, 9))
-    both = _draws(one, model, initial)
-    assert (both[1:, 1] <= 0.5).any()
-    kept = _kept(one, both)
-    assert kept[0] == pytest.approx(0.75)
-    # one item of the 12 changed: its loss of 1/12 has a standard error of about 1/12, a fourth of the room of 1/3
-    assert kept[1:].std() == pytest.approx(0.25, rel=0.2)

@@ -3,12 +3,14 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_arms import ITEMS, MEASURES, facts, gentle_arm, plain_arm, point, setting, stopping_arm
 
-from untaxed.frontier import Arm, Facts, Setting, choose, left_out, retention
+from untaxed.frontier import Arm, Facts, Setting, choose, left_out, retained, retention
+from untaxed.measuring.statistics import draws, item_weights
 
 
 def labels(choices, arm):
@@ -25,6 +27,29 @@ def test_retention_is_one_at_initial_zero_at_chance_and_linear(initial, chance, 
     assert retention(initial, initial, chance) == 1
     assert retention(chance, initial, chance) == 0
     assert retention(chance + kept * (initial - chance), initial, chance) == pytest.approx(kept, abs=1e-9)
+
+
+def test_resamples_of_a_retention_by_hand():
+    # r = 0.5; a resample of 0.45 and 0.85: 0.5 + ((0.45 - 0.25) - 0.5 (0.85 - 0.25)) / (0.75 - 0.25) = 0.3
+    ability, initial = np.array([[0.5], [0.45]]), np.array([[0.75], [0.85]])
+    np.testing.assert_allclose(retained(ability, initial, 0.25), [[0.5], [0.3]])
+
+
+def test_resamples_of_a_retention_are_near_the_ratio_where_the_noise_is_small():
+    noise = 1e-4 * np.random.default_rng(0).normal(size=(1000, 2))
+    ability, initial = 0.5 + noise[:, :1], 0.75 + noise[:, 1:]
+    np.testing.assert_allclose(retained(ability, initial, 0.25), retention(ability, initial, 0.25), atol=1e-6)
+
+
+def test_a_retention_has_a_bound_where_a_resample_of_initial_is_at_chance():
+    """10 of 12 items right at a chance of 0.5: resamples at chance are rare, and they are there."""
+    initial, model = (np.array([[1.0]] * right + [[0.0]] * (12 - right)) for right in (10, 9))
+    both = draws("mean", [model, initial], item_weights("facts", 12))
+    assert (both[1:, 1] <= 0.5).any()
+    kept = retained(both[:, :1], both[:, 1:], 0.5)
+    assert kept[0] == pytest.approx(0.75)
+    # one item of the 12 changed: its loss of 1/12 has a standard error of about 1/12, a fourth of the room of 1/3
+    assert kept[1:].std() == pytest.approx(0.25, rel=0.2)
 
 
 def test_plain_ships_what_proxy_likes_best_and_stops_where_tax_is_least():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..frontier import retention
+from ..frontier import retained
 from ..frontier.points import CLEAR
 from ..measuring.multiple import LEVEL, benjamini_hochberg
 from ..measuring.paired import paired_difference
@@ -134,29 +134,18 @@ def _other(one: Measure, ours: Array | None, theirs: Array | None) -> dict[str, 
     }
 
 
-def _kept(one: Measure, both: Array) -> Array:
-    """The share kept above chance with its resamples, to first order around what was measured (the delta method).
-
-    The ratio of a resample itself has no bound where initial comes near chance in it, and neither has its variance.
-    """
-    room = both[0, 1] - one.chance
-    with np.errstate(divide="ignore", invalid="ignore"):  # of an ability that does not count
-        share = np.asarray(retention(both[0, 0], both[0, 1], one.chance))
-        change = both[:, 0] - one.chance - share * (both[:, 1] - one.chance)
-        return np.asarray(share + change / room)
-
-
 def _ability(one: Measure, ours: Array | None, theirs: Array | None, why: str | None) -> dict[str, Any]:
     assert ours is not None
     assert theirs is not None
     both, items = _draws(one, ours, theirs), len(ours)
+    kept = retained(both[:, 0], both[:, 1], one.chance)
     lost = paired_difference(one.statistic, [ours], [theirs], over="items", key=one.key)
     counted = {"lost": int((theirs[:, 0] > ours[:, 0]).sum()), "won": int((ours[:, 0] > theirs[:, 0]).sum())}
     return {
         "value": _interval(both[:, 0], items).json(),
         "initial": _interval(both[:, 1], items).json(),
         "loss": replace(lost.interval, n=items, why=None if lost.p is not None else lost.interval.why).json(),
-        "kept": (_interval(_kept(one, both), items) if why is None else undefined(why, items)).json(),
+        "kept": (_interval(kept, items) if why is None else undefined(why, items)).json(),
         "p": lost.p,
         "q": None,
         "items": items,
@@ -182,7 +171,7 @@ def _tax(suite: Suite, names: Sequence[str], initial: Scored, model: Scored, spl
         ours, theirs = (pooled(each.scores[one.key], splits) for each in (model, initial))
         both = _draws(one, ours, theirs)
         items += len(ours) if ours is not None else 0
-        kept.append(_kept(one, both))
+        kept.append(retained(both[:, 0], both[:, 1], one.chance))
     return _interval(1 - np.mean(kept, axis=0), items)
 
 

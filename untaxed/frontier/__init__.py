@@ -15,6 +15,7 @@ from .points import Point as Point
 from .points import Setting as Setting
 from .points import lacks_room as lacks_room
 from .points import left_out as left_out
+from .points import retained as retained
 from .points import retention as retention
 from .summary import summarise as summarise
 from .verdict import so_far as so_far

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..measuring.statistics import Array, draws, item_weights
 from ..measuring.suite import SPLITS
 
@@ -148,6 +150,25 @@ def retention(ability: Any, initial: Any, chance: float) -> Any:
     denominator is noise, which is why `left_out` names abilities before they come here.
     """
     return (ability - chance) / (initial - chance)
+
+
+def retained(ability: Array, initial: Array, chance: float) -> Array:
+    r"""Draws of `retention`, to first order around what was measured (the delta method).
+
+    .. math:: r + \frac{(a^* - c) - r\,(a_{initial}^* - c)}{a_{initial} - c}, \quad r = retention(a, a_{initial}, c)
+
+    The ratio of a resample itself has no bound where `initial` comes near chance in it, and neither has its variance.
+
+    Args:
+        ability: Draws (1 + replicates, ...), row 0 what was measured.
+        initial: Draws on the same resamples.
+    Returns:
+        The shape of both broadcast; not finite where `initial` itself is at chance.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = retention(ability[0], initial[0], chance)
+        change = (ability - chance) - share * (initial - chance)
+        return np.asarray(share + change / (initial[0] - chance))
 
 
 def left_out(facts: Facts) -> dict[str, str]:

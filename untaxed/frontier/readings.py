@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..measuring.statistics import REPLICATES, Array, Interval, draws, item_weights, student, undefined
-from .points import Facts, Point, Setting, retention
+from .points import Facts, Point, Setting, retained
 
 NOT_TESTED = "not measured on test"
 
@@ -59,9 +59,7 @@ class Readings:
     def retention(self, setting: Setting | None, ability: str, seeds: Sequence[int] | None = None) -> Array:
         """Share of one ability that is kept; the noise of `initial` on the same items is in it."""
         key = f"abilities.{ability}"
-        number, initial = self.number(setting, key, seeds), self.initial(key)
-        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may leave `initial` nothing above chance
-            return retention(number, initial, self.facts.measure(key)["chance"])
+        return retained(self.number(setting, key, seeds), self.initial(key), self.facts.measure(key)["chance"])
 
     def tax(self, setting: Setting | None, abilities: Sequence[str], seeds: Sequence[int] | None = None) -> Array:
         """1 - mean retention of a group of abilities, which must not be empty."""
