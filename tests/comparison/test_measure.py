@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from untaxed.comparison.numbers import Scored
 from untaxed.comparison.suite_file import load_suite
 from untaxed.errors import CheckpointError, SpecError
 from untaxed.measuring.quantiles import t_quantile
-from untaxed.reporting import measured, measured_card, measured_page
+from untaxed.reporting import measured, measured_card, measured_csv, measured_page
 from untaxed.studies.store import read_scores
+
+ENDS = ("low", "high")
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +167,7 @@ def test_general_prompts_and_the_tokens_behind_means(found: Any, models: Path, s
     assert (one["value"]["n"], one["tokens"]) == (20, tokens)
     assert f"| {tokens:,.0f} tokens |" in measured.markdown(summary)
     assert f"{tokens:,.0f} tokens</td>" in measured_page.html(summary)
-    [row] = [row for row in csv.DictReader(io.StringIO(measured.as_csv(summary))) if row["group"] == "drift"]
+    [row] = [row for row in csv.DictReader(io.StringIO(measured_csv.as_csv(summary))) if row["group"] == "drift"]
     assert (row["items"], row["tokens"]) == ("20", str(int(tokens)))
     assert "tokens" not in found[0]["models"][0]["reward"]["proxy"]
     assert found[0]["models"][0]["drift"]["texts"]["tokens"] > 0
@@ -203,15 +206,40 @@ def test_items_show_both_answers(found: Any) -> None:
 
 def test_markdown_csv_and_page_hold_the_numbers(found: Any) -> None:
     summary, _ = found
-    table = list(csv.DictReader(io.StringIO(measured.as_csv(summary))))
+    table = list(csv.DictReader(io.StringIO(measured_csv.as_csv(summary))))
     row = next(row for row in table if (row["model"], row["measure"]) == ("far", "written"))
     ability = summary["models"][1]["abilities"]["written"]
     assert float(row["change"]) == -ability["loss"]["mean"]
+    assert [float(row[f"initial_{end}"]) for end in ENDS] == [ability["initial"][end] for end in ENDS]
+    assert float(row["kept"]) == ability["kept"]["mean"]
     assert int(row["lost"]) == ability["lost"]
+    tax = next(row for row in table if (row["model"], row["group"], row["measure"]) == ("far", "tax", "report"))
+    assert (tax["value"], tax["why"]) == ("", "no ability of this group counts")
     assert f"{ability['lost']} lost, {ability['won']} won of {ability['items']}" in measured.markdown(summary)
     page = measured_page.html(summary)
     assert "far" in page
     assert "<script" not in page
+
+
+def test_an_overview_has_a_column_a_divergence(found: Any) -> None:
+    summary = json.loads(json.dumps(found[0]))
+    assert measured.divergences(summary) == {"forward_kl": "forward KL"}
+    for entry in summary["models"]:
+        entry["drift"]["general_forward_kl"] = entry["drift"]["forward_kl"]
+    summary["measures"].append({"group": "drift", "name": "general_forward_kl", "unit": "nats a token"})
+    stream = io.StringIO()
+    measured.terminal(summary, Console(file=stream, width=120))
+    for text in (stream.getvalue(), measured.markdown(summary), measured_page.html(summary)):
+        assert re.search("forward KL.*general KL", text)
+    summary["measures"] = [one for one in summary["measures"] if one["group"] != "drift"]
+    assert "KL" not in measured.markdown(summary).split("against initial")[0]
+
+
+def test_a_model_named_as_the_initial_one_has_its_whole_path(models: Path, suite: Path, tmp_path: Path) -> None:
+    model = tmp_path / "initial"
+    model.symlink_to(models / "near")
+    [entry] = measure([model], models / "initial", suite, tmp_path / "out").summary["models"]
+    assert entry["name"] == str((models / "near").resolve())
 
 
 def test_a_terminal_of_80_columns_breaks_no_name_and_cuts_nothing(found: Any) -> None:
@@ -235,7 +263,7 @@ def test_names_and_items_are_text(found: Any) -> None:
     assert "<script>alert" not in page
     assert "<img" not in page
     assert "<script>" not in measured.markdown(summary)
-    assert measured.as_csv(summary).splitlines()[1].startswith("'=cmd()")
+    assert measured_csv.as_csv(summary).splitlines()[1].startswith("'=cmd()")
 
 
 def test_a_card_is_metadata_that_the_hub_reads(models: Path, suite: Path, found: Any) -> None:

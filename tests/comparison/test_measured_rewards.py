@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from untaxed.comparison import compare, measure
 from untaxed.comparison.suite_file import load_suite
 from untaxed.errors import SpecError, Undefined
 from untaxed.measuring import contest_spec
-from untaxed.reporting import measured, measured_page
+from untaxed.reporting import measured, measured_csv, measured_page
 from untaxed.studies.places import located
 
 SUITE = """
@@ -77,7 +79,11 @@ def test_they_are_shown_everywhere(found: Any) -> None:
     page = measured_page.html(summary)
     assert told in page
     assert all(name in page for name in REWARDS)
-    assert all(f"reward,{name}," in measured.as_csv(summary) for name in REWARDS)
+    table = list(csv.DictReader(io.StringIO(measured_csv.as_csv(summary))))
+    assert {row["measure"] for row in table if row["group"] == "reward"} == set(REWARDS)
+    row = next(row for row in table if row["measure"] == "by_proxy")
+    kinds = ("lost", "won", "tied", "undefined", "items")
+    assert [int(row[kind]) for kind in kinds] == [won[kind] for kind in kinds]
 
 
 def test_nothing_is_measured_twice_until_a_judge_changes(

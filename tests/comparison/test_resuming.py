@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from untaxed.comparison import measure
+from untaxed.comparison.compare import opened
 from untaxed.comparison.journal import KeptJournal
+from untaxed.errors import StoreError
 from untaxed.measuring import batching
 from untaxed.measuring.forward import read
 
@@ -101,6 +103,11 @@ def test_a_line_that_a_kill_has_cut_is_computed_again(tmp_path: Path) -> None:
     assert KeptJournal(tmp_path, "another model").once(lambda: 2, list) == ["text"]
     third.remove()
     assert not third.file.exists()
+    third.file.mkdir()
+    with pytest.raises(StoreError, match="cannot be read"):
+        KeptJournal(tmp_path, "model").once(lambda: 2, list)
+    with pytest.raises(StoreError, match="cannot be written"):
+        third.remove()
 
 
 def test_where_texts_end_is_a_part_of_a_model(models: Path, small: Path, tmp_path: Path, reads: Reads) -> None:
@@ -113,3 +120,11 @@ def test_where_texts_end_is_a_part_of_a_model(models: Path, small: Path, tmp_pat
     config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token_id": 5}))
     measure([model], models / "initial", small, tmp_path / "out")
     assert reads.count > 0
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "merges.txt", "added_tokens.json", "special_tokens_map.json"])
+def test_files_of_the_tokenizer_are_a_part_of_a_model(models: Path, tmp_path: Path, name: str) -> None:
+    model = shutil.copytree(models / "near", tmp_path / "near")
+    before = opened(model, None, tmp_path).digest
+    (model / name).write_text("{}")
+    assert opened(model, None, tmp_path).digest != before

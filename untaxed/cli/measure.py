@@ -43,7 +43,7 @@ def command(
 
     from .. import comparison
     from ..errors import SpecError
-    from ..reporting import measured, measured_card, measured_page, measured_plan
+    from ..reporting import measured, measured_card, measured_csv, measured_page, measured_plan
 
     given = models or []
     if as_json + as_markdown + as_csv + as_card > 1:
@@ -63,7 +63,7 @@ def command(
     elif as_markdown:
         typer.echo(measured.markdown(found.summary), nl=False)
     elif as_csv:
-        typer.echo(measured.as_csv(found.summary), nl=False)
+        typer.echo(measured_csv.as_csv(found.summary), nl=False)
     elif as_card:
         typer.echo(measured_card.card(found.summary), nl=False)
     else:

@@ -29,6 +29,10 @@ from .suite_file import Loaded, load_suite
 from .verdict import verdict
 
 Say = Callable[[str], None]
+BESIDE = (  # files that change scores, beside those that training depends on
+    *("chat_template.jinja", "generation_config.json"),
+    *("merges.txt", "added_tokens.json", "special_tokens_map.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def measure(
     say("checking models")
     directory = default_cache() / "measured" if out is None else Path(out).absolute()
     start, others = opened(initial, "initial", directory), [opened(path, None, directory) for path in models]
-    tell_apart(others)
+    tell_apart(others, start)
     for line in loaded.forecasts(len(others)):
         say(line)
     splits = counting(len(others))
@@ -123,14 +127,14 @@ def opened(path: str | Path, name: str | None, directory: Path) -> Model:
 
 
 def _content(model: Path) -> str:
-    """A hash of every file of a model that scores depend on: its chat template and where its texts end as well."""
-    beside = [file for name in ("chat_template.jinja", "generation_config.json") if (file := model / name).is_file()]
+    """A hash of every file of a model that scores depend on."""
+    beside = [file for name in BESIDE if (file := model / name).is_file()]
     own = fingerprint(model)
     return content_key("model", [own, *map(file_digest, beside)]) if beside else own
 
 
-def tell_apart(models: Iterable[Model]) -> None:
-    """Gives short names where they differ, whole paths where they do not."""
+def tell_apart(models: Iterable[Model], start: Model) -> None:
+    """Gives short names where they differ, from that of the initial model too; whole paths where they do not."""
     given = list(models)
     for path, count in Counter(model.path.resolve() for model in given).items():
         if count > 1:
@@ -139,6 +143,8 @@ def tell_apart(models: Iterable[Model]) -> None:
     for model in given:
         if short[Path(model.name).name] == 1:
             model.name = Path(model.name).name
+        if model.name == start.name:
+            model.name = str(model.path.resolve())
 
 
 def _scored(model: Model, start: Model, loaded: Loaded, directory: Path, say: Say) -> Scored:

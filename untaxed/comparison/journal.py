@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..errors import StoreError
 from ..measuring.journal import Journal
 from ..studies.cache import content_key
 from ..studies.store import disk_errors
@@ -50,12 +51,16 @@ class KeptJournal(Journal):
 
     def remove(self) -> None:
         """Forgets everything."""
-        self.file.unlink(missing_ok=True)
+        with disk_errors(self.file):
+            self.file.unlink(missing_ok=True)
         self._known = {}
 
     def _read(self) -> dict[str, Any]:
         if self._known is None:
-            text = self.file.read_text(errors="replace") if self.file.exists() else ""
+            try:
+                text = self.file.read_text(errors="replace") if self.file.exists() else ""
+            except OSError as error:
+                raise StoreError(f"{self.file}: cannot be read: {error.strerror or error}") from error
             lines = filter(None, map(_line, text.splitlines()))
             self._known = {line["batch"]: line["gave"] for line in lines}
         return self._known

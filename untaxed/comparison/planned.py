@@ -35,7 +35,7 @@ def plan(
     loaded = suite if isinstance(suite, Loaded) else load_suite(suite)
     directory = default_cache() / "measured" if out is None else Path(out).absolute()
     start, others = opened(initial, "initial", directory), [opened(path, None, directory) for path in models]
-    tell_apart(others)
+    tell_apart(others, start)
     splits = counting(max(1, len(others)))
     found = loaded.suite
     return {

@@ -1,11 +1,9 @@
-"""What `untaxed measure` found, as rows of cells that terminal, Markdown and page draw; and as CSV."""
+"""What `untaxed measure` found, as rows of cells that terminal, Markdown and page draw."""
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
 
 Entry = Mapping[str, Any]
 GROUPS = ("reward", "abilities", "drift")
+DIVERGENCES = {"forward_kl": "forward KL", "general_forward_kl": "general KL"}  # drifts of the overview, and titles
 NARROWEST, WIDEST = 12, 20  # letters of a name that a terminal keeps on one line
 
 
@@ -59,7 +58,7 @@ class Overview:
     reward: Cell
     tax: Cell
     report_tax: Cell
-    drift: Cell
+    drift: Sequence[Cell]
     losses: str
 
 
@@ -75,7 +74,7 @@ def lines(summary: Summary, entry: Entry, notes: Notes) -> list[Line]:
             if one is None:
                 continue
             unit = measure["unit"] + (", not enough of it to lose" if group == "abilities" and name in out else "")
-            change = _negative(one["loss"]) if group == "abilities" and "loss" in one else one.get("change")
+            change = negative(one["loss"]) if group == "abilities" and "loss" in one else one.get("change")
             start, value = (notes.cell(one[key]) if key in one else Cell(NOTHING) for key in ("initial", "value"))
             difference = Cell(NOTHING) if change is None else notes.cell(change, signed=True)
             found.append(Line(group, name, unit, start, value, difference, _adjusted(one), _items(one), name in real))
@@ -83,25 +82,31 @@ def lines(summary: Summary, entry: Entry, notes: Notes) -> list[Line]:
 
 
 def overview(summary: Summary, notes: Notes) -> list[Overview]:
-    """The models in one table."""
-    found = []
+    """The models in one table; drift in the order of `divergences`."""
+    found, drifts = [], divergences(summary)
     for entry in summary["models"]:
         reward = next((entry["reward"][name] for name in ("gold", "proxy") if name in entry["reward"]), None)
-        drift = entry["drift"].get("forward_kl")
         found.append(
             Overview(
                 entry["name"],
                 notes.cell(reward["change"], signed=True) if reward else Cell(NOTHING),
                 notes.cell(entry["tax"]["select"]),
                 notes.cell(entry["tax"]["report"]) if summary["report"] else Cell(NOTHING),
-                notes.cell(drift["value"]) if drift else Cell(NOTHING),
+                [notes.cell(entry["drift"][name]["value"]) for name in drifts],
                 ", ".join(real_losses(entry["abilities"])) or "none",
             )
         )
     return found
 
 
-def _negative(number: Mapping[str, Any]) -> dict[str, Any]:
+def divergences(summary: Summary) -> dict[str, str]:
+    """The drifts that an overview shows, name -> title: those that the suite measures."""
+    measured = [one["name"] for one in summary["measures"] if one["group"] == "drift"]
+    return {name: title for name, title in DIVERGENCES.items() if name in measured}
+
+
+def negative(number: Mapping[str, Any]) -> dict[str, Any]:
+    """A loss as the change that it is."""
     if number["mean"] is None:
         return dict(number)
     return {**number, "mean": -number["mean"], "low": -number["high"], "high": -number["low"]}
@@ -136,7 +141,8 @@ def terminal(summary: Summary, console: Console) -> None:
     if len(summary["models"]) == 1:
         console.print(_measures_drawn(lines(summary, summary["models"][0], notes)))
     else:
-        console.print(_models_drawn(overview(summary, notes), reported=bool(summary["report"])))
+        titles = ["reward", "tax", *(["report tax"] if summary["report"] else []), *divergences(summary).values()]
+        console.print(_models_drawn(overview(summary, notes), titles))
     for text in [*notes.reasons, *footnotes(summary), *remarks(summary, summary["models"])]:
         console.print(Text(text, style="dim"))
 
@@ -181,15 +187,14 @@ def _measures_drawn(found: Sequence[Line]) -> RichTable:
     return drawn
 
 
-def _models_drawn(found: Sequence[Overview], *, reported: bool) -> RichTable:
+def _models_drawn(found: Sequence[Overview], titles: Sequence[str]) -> RichTable:
     drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     drawn.add_column("model", overflow="fold", vertical="top")
-    titles = ["reward", "tax", *(["report tax"] if reported else []), "forward KL"]
     for title in titles:
         drawn.add_column(title, justify="right", vertical="top", no_wrap=True)
     drawn.add_column("lost, clear of zero", overflow="fold", vertical="top")
     for one in found:
-        cells = [one.reward, one.tax, *([one.report_tax] if reported else []), one.drift]
+        cells = [one.reward, one.tax, *([one.report_tax] if "report tax" in titles else []), *one.drift]
         drawn.add_row(Text(one.name), *map(_cell, cells), Text(one.losses))
     return drawn
 
@@ -198,7 +203,7 @@ def _cell(cell: Cell, style: str = "") -> Text:
     return Text(cell.mean, style=style).append(f"\n{cell.span}", style="dim")
 
 
-# --- Markdown and CSV ----------------------------------------------------------------------------------------------
+# --- Markdown ----------------------------------------------------------------------------------------------
 
 
 def markdown(summary: Summary) -> str:
@@ -206,10 +211,11 @@ def markdown(summary: Summary) -> str:
     notes = Notes()
     parts = [f"**{escaped(summary['verdict'])}**", ""]
     if len(summary["models"]) > 1:
-        parts += [row(["model", "reward", "tax", "report tax", "forward KL", "lost, clear of zero"])]
-        parts += [row(["---", "--:", "--:", "--:", "--:", "---"])]
+        numbers = ["reward", "tax", "report tax", *divergences(summary).values()]
+        parts += [row(["model", *numbers, "lost, clear of zero"])]
+        parts += [row(["---", *(["--:"] * len(numbers)), "---"])]
         for one in overview(summary, notes):
-            cells = [_flat(cell) for cell in (one.reward, one.tax, one.report_tax, one.drift)]
+            cells = [_flat(cell) for cell in (one.reward, one.tax, one.report_tax, *one.drift)]
             parts.append(row([escaped(one.name), *cells, escaped(one.losses)]))
         parts.append("")
     for entry in summary["models"]:
@@ -235,41 +241,3 @@ def markdown(summary: Summary) -> str:
 
 def _flat(cell: Cell) -> str:
     return f"{cell.mean} ({cell.span})" if cell.span else cell.mean
-
-
-def as_csv(summary: Summary) -> str:
-    """One row a model and measure, every number in full."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(HEADER)
-    writer.writerows(_csv_rows(summary))
-    return stream.getvalue()
-
-
-HEADER = (
-    *("model", "group", "measure", "unit", "initial", "value", "value_low", "value_high"),
-    *("change", "change_low", "change_high", "p", "q", "lost", "won", "items", "tokens"),
-)
-
-
-def _csv_rows(summary: Summary) -> Iterator[list[Any]]:
-    units = {(one["group"], one["name"]): one["unit"] for one in summary["measures"]}
-    for entry in summary["models"]:
-        for group in GROUPS:
-            for name, one in entry[group].items():
-                value, change = one["value"], _negative(one["loss"]) if "loss" in one else one.get("change") or {}
-                yield [
-                    *(_safe(entry["name"]), group, _safe(name), units[group, name], one.get("initial", {}).get("mean")),
-                    *(value["mean"], value["low"], value["high"]),
-                    *(change.get(key) for key in ("mean", "low", "high")),
-                    *(one.get(key) for key in ("p", "q", "lost", "won")),
-                    one.get("items", value["n"]),
-                    one.get("tokens"),
-                ]
-        for name, tax in entry["tax"].items():
-            yield [_safe(entry["name"]), "tax", name, "", 0, tax["mean"], tax["low"], tax["high"], *[None] * 9]
-
-
-def _safe(text: str) -> str:
-    """A name that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" else text

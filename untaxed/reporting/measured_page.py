@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .measured import footnotes, lines, overview, remarks
+from .measured import divergences, footnotes, lines, overview, remarks
 from .numbers import Notes, Summary
 from .page import FRONTIER_SIZES, template, write_whole
 from .plots import arm_looks, frontier_plot
@@ -27,6 +27,7 @@ def html(summary: Summary) -> str:
         summary=summary,
         models=[(one, lines(summary, one, notes), remarks(summary, [one])) for one in summary["models"]],
         overview=overview(summary, notes),
+        divergences=divergences(summary).values(),
         styles=arm_looks(as_arms),
         frontier=plots if plots["wide"] else None,
         kinds=KINDS,
