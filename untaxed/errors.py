@@ -65,6 +65,9 @@ class MissingExtra(UsageError, ImportError):
     """An optional package is not installed."""
 
 
+LISTED = 60  # known words that one message lists; nobody reads more
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Says which known word was probably meant, as the tail of an error message.
 
@@ -75,7 +78,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     words = sorted(known)
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     guess = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"{guess} known: {', '.join(words)}"
+    return f"{guess} known: {', '.join(words)}" if len(words) <= LISTED else f"{guess} {len(words)} are known"
 
 
 def meant(name: str, known: Iterable[str]) -> str:

@@ -15,10 +15,11 @@ import json
 import os
 import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -241,22 +242,30 @@ def _read_file(file: Path) -> Iterator[Row]:
     return _READERS[kind](file)
 
 
-def _open(file: Path) -> TextIO:
-    # newline="\n": the default would also end a line at a bare carriage return, and splitlines() at U+2028.
-    if file.suffix == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8", newline="\n")
-    return file.open(encoding="utf-8", newline="\n")
+def _open(file: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines without their line end; a damaged file is named with the line where it breaks."""
+    """Numbered lines without their line end; a damaged file is named with the line where it breaks.
+
+    A line ends at a newline alone: not at a bare carriage return, and not at U+2028.
+    """
     number = 0
     try:
         with _open(file) as stream:
             for number, line in enumerate(stream, start=1):
-                yield number, line.rstrip("\r\n")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+                yield number, _text(line.removeprefix(BOM_UTF8) if number == 1 else line, file, number)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}, after row {number}: cannot be read ({error})") from None
+
+
+def _text(line: bytes, file: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        at = f"byte {line[error.start]:#04x} at place {error.start + 1}"
+        raise DataError(f"{file}, row {number}: not text in UTF-8 ({at}); save the file as UTF-8") from None
 
 
 def _jsonl(file: Path) -> Iterator[Row]:

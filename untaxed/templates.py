@@ -48,4 +48,7 @@ def filled(template: str, row: Mapping[str, Any]) -> str:
     try:
         return template.format_map(found)
     except KeyError as error:
-        raise ValueError(f"template: no column {error}{nearest(str(error.args[0]), row)}") from None
+        name = str(error.args[0])
+        if name in row:
+            raise ValueError(f"template: column {name!r} is null") from None
+        raise ValueError(f"template: no column {name!r}{nearest(name, row)}") from None

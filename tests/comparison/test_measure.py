@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from tiny import build_classifier_dir
 from typer.testing import CliRunner
 
 import untaxed
 from untaxed import measuring
-from untaxed.checkpoints import load_tokenizer
+from untaxed.checkpoints import load_model, load_tokenizer, save_model
 from untaxed.cli import app
 from untaxed.comparison import measure
-from untaxed.comparison.compare import _subject, opened, paired
+from untaxed.comparison.compare import _subject, paired
+from untaxed.comparison.models import opened
 from untaxed.comparison.numbers import Scored
 from untaxed.comparison.suite_file import load_suite
-from untaxed.errors import CheckpointError, SpecError
+from untaxed.errors import CheckpointError, DataError, SpecError, StoreError
 from untaxed.measuring.quantiles import t_quantile
 from untaxed.reporting import measured, measured_card, measured_csv, measured_page
 from untaxed.studies.store import read_scores
@@ -141,8 +143,39 @@ def test_what_other_code_scored_is_measured_again(
 def test_another_tokenizer_is_measured_but_for_the_kl(models: Path, suite: Path, tmp_path: Path) -> None:
     [entry] = measure([models / "other"], models / "initial", suite, tmp_path).summary["models"]
     assert "its tokenizer is not initial's" in entry["drift"]["forward_kl"]["why"]
-    assert entry["drift"]["texts"]["change"]["mean"] is not None
+    texts = entry["drift"]["texts"]  # a perplexity a token: each has its own, and the two are not one thing
+    assert texts["value"]["mean"] is not None
+    assert texts["initial"]["mean"] is not None
+    assert texts["change"]["why"] == "its tokenizer is not initial's, so that tokens cannot be compared"
+    assert (texts["change"]["mean"], texts["p"]) == (None, None)
     assert entry["abilities"]["written"]["loss"]["mean"] is not None
+
+
+def test_a_larger_vocabulary_is_measured_but_for_the_kl(models: Path, suite: Path, tmp_path: Path) -> None:
+    """As of a model whose embedding was padded to a round number."""
+    model = load_model(models / "near")
+    model.resize_token_embeddings(model.config.vocab_size + 4)
+    save_model(model, load_tokenizer(models / "near"), tmp_path / "padded")
+    [entry] = measure([tmp_path / "padded"], models / "initial", suite, tmp_path / "out").summary["models"]
+    assert re.search(r"are of \d+ tokens and initial's of \d+", entry["drift"]["forward_kl"]["why"])
+    assert entry["drift"]["texts"]["change"]["mean"] is not None
+
+
+def test_equals_are_no_less_tax(models: Path, suite: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(models / "near", tmp_path / "copy")
+    (copy / "generation_config.json").write_text("{}")  # another content, the same answers
+    found = measure([models / "near", copy], models / "initial", suite, tmp_path / "out").summary
+    assert found["front"] == ["near", "copy"]
+    assert "near and copy are equal in reward and tax, with the most reward; near on test proxy" in found["verdict"]
+    assert "Less tax" not in found["verdict"]
+
+
+def test_a_share_lies_between_0_and_1(found: Any) -> None:
+    summary = found[0]
+    written = summary["models"][0]["abilities"]["written"]
+    assert written["initial"]["high"] == 1.0
+    shares = [one[key] for e in summary["models"] for one in e["abilities"].values() for key in ("value", "initial")]
+    assert all(0 <= share["low"] <= share["high"] <= 1 for share in shares)
 
 
 def test_the_front_is_chosen_on_validation(found: Any) -> None:
@@ -221,6 +254,18 @@ def test_markdown_csv_and_page_hold_the_numbers(found: Any) -> None:
     assert "<script" not in page
 
 
+def test_a_dash_says_which_reason_is_its(models: Path, suite: Path, tmp_path: Path) -> None:
+    summary = measure([models / "other"], models / "initial", suite, tmp_path).summary
+    stream = io.StringIO()
+    measured.terminal(summary, Console(file=stream, width=120))
+    why = "its tokenizer is not initial's, so that tokens cannot be compared"
+    assert re.search("forward_kl .*–¹", stream.getvalue())
+    assert f"¹ {why}" in stream.getvalue()
+    text = measured.markdown(summary)
+    assert re.search(r"\| forward\\_kl \|.*– \[1\]", text)
+    assert f"\n1. {why}\n" in text
+
+
 def test_an_overview_has_a_column_a_divergence(found: Any) -> None:
     summary = json.loads(json.dumps(found[0]))
     assert measured.divergences(summary) == {"forward_kl": "forward KL"}
@@ -278,9 +323,9 @@ def test_a_card_is_metadata_that_the_hub_reads(models: Path, suite: Path, found:
     assert name == "far"
     values = {(one.dataset_name, one.metric_type): one.metric_value for one in results}
     entry = summary["models"][0]
-    assert values["abilities: written", "accuracy"] == entry["abilities"]["written"]["value"]["mean"]
-    assert values["select abilities", "alignment_tax"] == entry["tax"]["select"]["mean"]
-    assert values["drift: texts", "texts"] == entry["drift"]["texts"]["value"]["mean"]
+    assert values["abilities: written", "accuracy"] == round(entry["abilities"]["written"]["value"]["mean"], 6)
+    assert values["select abilities", "alignment_tax"] == round(entry["tax"]["select"]["mean"], 6)
+    assert values["drift: texts", "perplexity"] == round(entry["drift"]["texts"]["value"]["mean"], 6)
     assert "lost" in text
 
 
@@ -333,6 +378,32 @@ def test_models_that_cannot_be_measured_are_named(suite: Path, models: Path, tmp
         measure([models / "far", models / "far"], models / "initial", suite)
     with pytest.raises(SpecError, match="name at least one model"):
         measure([], models / "initial", suite)
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is(
+    suite: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "measure", lambda *_: pytest.fail("something was measured"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file is a file; name a directory"):
+        measure([models / "far"], models / "initial", suite, tmp_path / "file")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.json").write_text("{}")
+    with pytest.raises(StoreError, match="holds a study"):
+        measure([models / "far"], models / "initial", suite, tmp_path / "study")
+    judge = build_classifier_dir(tmp_path / "judge")
+    with pytest.raises(CheckpointError, match=r"judge is a \w+ForSequenceClassification, which writes no texts"):
+        measure([judge], models / "initial", suite, tmp_path / "out")
+    with pytest.raises(DataError, match="near: the suite has `chat: true`, and its tokenizer has no chat template"):
+        measure([models / "far"], models / "near", load_suite(suite, ["abilities.chat=true"]), tmp_path / "out")
+    with pytest.raises(SpecError, match="pocket is the embedded world's suite, which has no keys"):
+        load_suite("pocket", ["samples=3"])
+
+
+def test_an_item_that_no_model_can_read_is_named_with_the_model(suite: Path, models: Path, tmp_path: Path) -> None:
+    loaded = load_suite(suite, ["max_new_tokens=100000"])
+    with pytest.raises(DataError, match=r"^initial: proxy: prompt 0 has \d+ tokens, and 100000 new ones"):
+        measure([models / "far"], models / "initial", loaded, tmp_path / "out")
 
 
 def test_a_suite_may_be_any_embedded_world() -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from untaxed.comparison import measure
-from untaxed.comparison.compare import opened
 from untaxed.comparison.journal import KeptJournal
+from untaxed.comparison.models import opened
 from untaxed.errors import StoreError
 from untaxed.measuring import batching
 from untaxed.measuring.forward import read

@@ -22,6 +22,11 @@ def module(tmp_path):
     sys.modules.pop("my_rewards", None)
 
 
+def test_a_module_of_many_names_is_not_listed(tmp_path):
+    with pytest.raises(SpecError, match=r"os has no function 'nofun'; \d+ are known$"):
+        imported("os:nofun", tmp_path)
+
+
 def test_a_function_beside_the_spec(module):
     before = list(sys.path)
     assert imported("my_rewards:brevity", module)(["p"], ["four"]) == [-4]

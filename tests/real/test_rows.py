@@ -163,10 +163,24 @@ def test_damaged_files(tmp_path: Path) -> None:
     whole = gzip.compress(jsonl(ROWS * 1000).encode())
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "fake.jsonl.gz").write_bytes(b"not gzip")
-    (tmp_path / "latin.jsonl").write_bytes('{"a": "é"}\n'.encode("latin-1"))
-    for name in ("cut.jsonl.gz", "fake.jsonl.gz", "latin.jsonl"):
+    for name in ("cut.jsonl.gz", "fake.jsonl.gz"):
         with pytest.raises(DataError, match=rf"{name}, after row \d+: cannot be read"):
             read_rows(RowsSource(path=str(tmp_path / name)))
+
+
+def test_text_that_is_not_utf_8_is_named_with_its_row(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"row {n}"}).encode() for n in range(40)] + ['{"text": "é"}'.encode("latin-1")]
+    (tmp_path / "latin.jsonl").write_bytes(b"\n".join(rows))
+    with pytest.raises(DataError, match=r"latin\.jsonl, row 41: not text in UTF-8 \(byte 0xe9 at place 11\)"):
+        read_rows(RowsSource(path=str(tmp_path / "latin.jsonl")))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.jsonl.gz"])
+def test_a_mark_of_utf_8_at_a_files_begin_is_none_of_its_text(tmp_path: Path, name: str) -> None:
+    text = {"json": '[{"text": "é"}]', "csv": "text\né\n"}.get(name.rpartition(".")[2], '{"text": "é"}')
+    data = text.encode("utf-8-sig")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert read_rows(RowsSource(path=str(tmp_path / name))) == [{"text": "é"}]
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,23 @@ from typing import Any
 import torch
 
 from .. import measuring
-from ..checkpoints import check_model_dir, fingerprint, load_model, load_tokenizer
-from ..errors import SpecError, Undefined
+from ..checkpoints import load_model
+from ..errors import DataError, SpecError, StoreError, Undefined
 from ..measuring import Subject
 from ..measuring.subject import TOO_LONG
-from ..measuring.suite import SPLITS, Measure, Split, Suite
-from ..studies.cache import content_key, default_cache, file_digest, told
-from ..studies.recipes import named_model
+from ..measuring.suite import SPLITS, Measure, Split
+from ..studies.cache import default_cache, told
 from ..studies.record import host, versions
-from ..studies.store import VERSION, write_json
+from ..studies.store import VERSION, disk_errors, write_json
 from . import power
 from .examples import examples
-from .journal import KeptJournal
+from .models import Model, check_chat, opened, other_tokens, same_tokenizer, taken, tell_apart
 from .numbers import Scored, left_out, numbers, on_validation
-from .scores import Found, Kept, Splits, code, folder
+from .scores import Found, Kept, Splits, folder
 from .suite_file import Loaded, load_suite
 from .verdict import verdict
 
 Say = Callable[[str], None]
-BESIDE = (  # files that change scores, beside those that training depends on
-    *("chat_template.jinja", "generation_config.json"),
-    *("merges.txt", "added_tokens.json", "special_tokens_map.json"),
-)
 
 
 @dataclass(frozen=True)
@@ -46,18 +41,6 @@ class Comparison:
 
     summary: Mapping[str, Any]
     directory: Path | None
-
-
-@dataclass
-class Model:
-    """A model under measurement, loaded when something of it has to be measured."""
-
-    name: str
-    path: Path
-    digest: str
-    tokenizer: Any
-    journal: KeptJournal
-    subject: Subject | None = None
 
 
 def measure(
@@ -85,8 +68,10 @@ def measure(
     loaded = suite if isinstance(suite, Loaded) else load_suite(suite)
     say("checking models")
     directory = default_cache() / "measured" if out is None else Path(out).absolute()
+    _check_place(directory)
     start, others = opened(initial, "initial", directory), [opened(path, None, directory) for path in models]
     tell_apart(others, start)
+    check_chat(loaded, (start, *others))
     for line in loaded.forecasts(len(others)):
         say(line)
     splits = counting(len(others))
@@ -95,8 +80,9 @@ def measure(
         say(found)
     entries, chosen = [], {}
     for model in others:
-        same = _same_tokenizer(model.tokenizer, start.tokenizer)
+        same = same_tokenizer(model.tokenizer, start.tokenizer)
         scored = paired(_scored(model, start, loaded, directory, say), first, same_tokens=same)
+        scored = replace(scored, other_tokens=other_tokens(model, start))
         told = {"name": model.name, "path": str(model.path), "content": model.digest}
         shown = _items(model, start, loaded, directory, first, scored, splits, say)
         entries.append({**told, **numbers(loaded.suite, first, scored, splits), "items": shown, "notes": scored.notes})
@@ -116,35 +102,16 @@ def counting(models: int) -> tuple[Split, ...]:
     return SPLITS if models == 1 else ("test",)
 
 
-def opened(path: str | Path, name: str | None, directory: Path) -> Model:
-    """A model's folder, checked and hashed; its weights are not read. Scores lie in `directory`."""
-    where = named_model(str(path))
-    check_model_dir(where)
-    content = _content(where)
-    journal = KeptJournal(folder(directory), f"{content} {code()}")
-    called = where.resolve() if Path(path).name in ("", "..") else path  # a folder given as `.` has a name all the same
-    return Model(name or str(called).rstrip("/"), where, content, load_tokenizer(where), journal)
-
-
-def _content(model: Path) -> str:
-    """A hash of every file of a model that scores depend on."""
-    beside = [file for name in BESIDE if (file := model / name).is_file()]
-    own = fingerprint(model)
-    return content_key("model", [own, *map(file_digest, beside)]) if beside else own
-
-
-def tell_apart(models: Iterable[Model], start: Model) -> None:
-    """Gives short names where they differ, from that of the initial model too; whole paths where they do not."""
-    given = list(models)
-    for path, count in Counter(model.path.resolve() for model in given).items():
-        if count > 1:
-            raise SpecError(f"{path} is given {count} times; name every model once")
-    short = Counter(Path(model.name).name for model in given)
-    for model in given:
-        if short[Path(model.name).name] == 1:
-            model.name = Path(model.name).name
-        if model.name == start.name:
-            model.name = str(model.path.resolve())
+def _check_place(directory: Path) -> None:
+    """Raises `StoreError` where the scores could not be kept, before anything is computed."""
+    if directory.is_file():
+        raise StoreError(f"{directory} is a file; name a directory")
+    if (directory / "study.json").exists():
+        raise StoreError(f"{directory} holds a study, whose report would be written over; name another directory")
+    with disk_errors(directory):
+        folder(directory).mkdir(parents=True, exist_ok=True)
+    if not os.access(folder(directory), os.W_OK):
+        raise StoreError(f"{folder(directory)}: cannot be written: Permission denied")
 
 
 def _scored(model: Model, start: Model, loaded: Loaded, directory: Path, say: Say) -> Scored:
@@ -170,19 +137,10 @@ def _scored(model: Model, start: Model, loaded: Loaded, directory: Path, say: Sa
         except Undefined as reason:  # the others have a number all the same
             why[one.key] = str(reason)
             say(f"{model.name}: {one.name}: {reason}")
+        except DataError as error:
+            raise DataError(f"{model.name}: {one.name}: {error}") from error
     notes = {key: one.notes for key, one in found.items() if one.notes}
     return Scored({key: one.scores for key, one in found.items()}, why, notes)
-
-
-def taken(model: Model, start: Model, suite: Suite) -> tuple[list[Measure], dict[str, str]]:
-    """The measures that are taken of a model, and by key why others cannot be."""
-    if model is start:  # it would be compared with itself
-        return [one for one in suite.measures if one.against is None], {}
-    if _same_tokens(model.tokenizer, start.tokenizer):
-        return list(suite.measures), {}
-    why = "its tokenizer is not initial's, so that tokens cannot be compared"
-    other = {one.key: why for one in suite.measures if one.against == "tokens"}
-    return [one for one in suite.measures if one.key not in other], other
 
 
 def paired(scored: Scored, first: Scored, *, same_tokens: bool) -> Scored:
@@ -213,23 +171,13 @@ def _left_out(notes: Mapping[str, Sequence[str]]) -> bool:
     return any(note.startswith(TOO_LONG) for said in notes.values() for note in said)
 
 
-def _same_tokens(first: Any, second: Any) -> bool:
-    return first is second or bool(first.get_vocab() == second.get_vocab())
-
-
-def _same_tokenizer(first: Any, second: Any) -> bool:
-    """Whether prompts become the same tokens and texts end at the same one."""
-    own = ("chat_template", "bos_token_id", "eos_token_id")
-    return _same_tokens(first, second) and all(getattr(first, one) == getattr(second, one) for one in own)
-
-
 def _subject(model: Model, start: Model, loaded: Loaded) -> Subject:
     if model.subject is None:
         weights: Any = load_model(model.path)
         weights.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         initial = None if model is start else _subject(start, start, loaded)
         # one tokenizer object for all that share it: encoded items are remembered with it
-        tokenizer = start.tokenizer if _same_tokenizer(model.tokenizer, start.tokenizer) else model.tokenizer
+        tokenizer = start.tokenizer if same_tokenizer(model.tokenizer, start.tokenizer) else model.tokenizer
         model.subject = Subject(weights, tokenizer, loaded.suite, initial=initial, journal=model.journal)
     return model.subject
 

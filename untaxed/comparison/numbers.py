@@ -29,11 +29,13 @@ class Scored:
         scores: By measure and split, (items, k).
         why: By measure.
         notes: What was left out or had no answer, by measure and split; most have none.
+        other_tokens: Why what counts tokens cannot be compared with initial's; None where it can.
     """
 
     scores: Mapping[str, Splits]
     why: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    other_tokens: str | None = None
 
 
 def numbers(suite: Suite, initial: Scored, model: Scored, splits: Sequence[str]) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def numbers(suite: Suite, initial: Scored, model: Scored, splits: Sequence[str])
         if one.group == "abilities":
             found["abilities"][one.name] = _ability(one, ours, theirs, out.get(one.name))
         else:
-            found[one.group][one.name] = _other(one, ours, theirs)
+            found[one.group][one.name] = _other(one, ours, theirs, model.other_tokens if one.in_tokens else None)
     _adjust(list(found["abilities"].values()))
     groups = {"select": suite.select, "report": suite.report}
     found["tax"] = {
@@ -106,6 +108,14 @@ def _interval(quantity: Array, items: int) -> Interval:
     return Interval(mean, mean - half, mean + half, items)
 
 
+def _share(one: Measure, quantity: Array, scores: Array) -> Interval:
+    """The interval of an ability; that of a share ends where shares do."""
+    found = _interval(quantity, len(scores))
+    if one.statistic != "mean" or scores.min() < 0 or scores.max() > 1 or found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+
+
 def _p(quantity: Array) -> float | None:
     """Two-sided p of "the difference is 0", from the bootstrap's standard error."""
     if not np.isfinite(quantity).all():
@@ -116,7 +126,8 @@ def _p(quantity: Array) -> float | None:
     return 2 * NormalDist().cdf(-abs(float(quantity[0])) / error)
 
 
-def _other(one: Measure, ours: Array | None, theirs: Array | None) -> dict[str, Any]:
+def _other(one: Measure, ours: Array | None, theirs: Array | None, why: str | None) -> dict[str, Any]:
+    """`why` says why the two cannot be compared, where each has a number all the same."""
     assert ours is not None
     items = len(ours)
     tokens = {"tokens": round(ours[:, 1].sum())} if per_token(one.statistic, one.unit) else {}
@@ -128,8 +139,8 @@ def _other(one: Measure, ours: Array | None, theirs: Array | None) -> dict[str, 
     return {
         "value": _interval(both[:, 0], items).json(),
         "initial": _interval(both[:, 1], items).json(),
-        "change": _interval(change, items).json(),
-        "p": _p(change),
+        "change": (_interval(change, items) if why is None else undefined(why, items)).json(),
+        "p": _p(change) if why is None else None,
         **tokens,
     }
 
@@ -142,8 +153,8 @@ def _ability(one: Measure, ours: Array | None, theirs: Array | None, why: str | 
     lost = paired_difference(one.statistic, [ours], [theirs], over="items", key=one.key)
     counted = {"lost": int((theirs[:, 0] > ours[:, 0]).sum()), "won": int((ours[:, 0] > theirs[:, 0]).sum())}
     return {
-        "value": _interval(both[:, 0], items).json(),
-        "initial": _interval(both[:, 1], items).json(),
+        "value": _share(one, both[:, 0], ours).json(),
+        "initial": _share(one, both[:, 1], theirs).json(),
         "loss": replace(lost.interval, n=items, why=None if lost.p is not None else lost.interval.why).json(),
         "kept": (_interval(kept, items) if why is None else undefined(why, items)).json(),
         "p": lost.p,

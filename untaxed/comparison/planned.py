@@ -9,7 +9,8 @@ from typing import Any
 from ..measuring.planning import CORRELATION, LEVEL, POWER
 from ..studies.cache import default_cache
 from . import power
-from .compare import Model, counting, opened, taken, tell_apart
+from .compare import counting
+from .models import Model, check_chat, opened, taken, tell_apart
 from .numbers import Scored
 from .scores import Kept
 from .suite_file import Loaded, load_suite
@@ -36,6 +37,7 @@ def plan(
     directory = default_cache() / "measured" if out is None else Path(out).absolute()
     start, others = opened(initial, "initial", directory), [opened(path, None, directory) for path in models]
     tell_apart(others, start)
+    check_chat(loaded, (start, *others))
     splits = counting(max(1, len(others)))
     found = loaded.suite
     return {

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from ..checkpoints import fingerprint
+from ..errors import SpecError
 from ..measuring.contest_spec import PairsSpec
 from ..measuring.endpoint_judge import EndpointJudge
 from ..measuring.preferences import pair_names
@@ -91,6 +92,7 @@ class Loaded:
         paid: The judges whose answers may cost something.
         source: The file it is from, or the embedded world's name.
         sets: What was changed of it, as ``key=value``.
+        chat: Whether an ability is asked in the models' chat template.
     """
 
     suite: Suite
@@ -99,6 +101,7 @@ class Loaded:
     paid: tuple[EndpointJudge, ...] = ()
     source: str = ""
     sets: tuple[str, ...] = ()
+    chat: bool = False
 
     def forecasts(self, models: int) -> list[str]:
         """What may be asked of endpoints at most, a line each."""
@@ -120,9 +123,11 @@ def load_suite(path: str | Path, sets: Iterable[str] = ()) -> Loaded:
         SpecError: A key is unknown or has a wrong value.
         DataError: Rows cannot be read or used.
     """
+    path, sets = Path(path), tuple(sets)
+    if str(path) in WORLDS and sets:
+        raise SpecError(f"--set {sets[0]}: {path} is the embedded world's suite, which has no keys; give a suite file")
     if str(path) in WORLDS:
         return _embedded(str(path))
-    path, sets = Path(path), tuple(sets)
     raw = located({"measure": apply_sets(read_yaml(path), sets)}, path.parent)["measure"]
     built = _built(validated(SuiteFile, raw, f"{path}: ", what="a suite"), path.parent)
     return replace(built, source=str(path.absolute()), sets=sets)
@@ -136,7 +141,9 @@ def _built(spec: SuiteFile, directory: Path) -> Loaded:
     suite = build_suite(spec, prompts=by_split, rewards=rewards, judges=judges, directory=directory)
     described = spec.model_dump(mode="json", exclude_none=True)
     paid = tuple(judge for judge in judges.values() if isinstance(judge, EndpointJudge))
-    return Loaded(suite, _contents(spec, suite, directory), described, paid)
+    asked = [one.chat for one in (*spec.abilities.select, *spec.abilities.report)]
+    chat = any(spec.abilities.chat if own is None else own for own in asked)
+    return Loaded(suite, _contents(spec, suite, directory), described, paid, chat=chat)
 
 
 def _embedded(name: str) -> Loaded:

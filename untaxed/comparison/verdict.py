@@ -26,7 +26,8 @@ def verdict(entries: Sequence[Entry], chosen: Mapping[str, Mapping[str, float | 
     front = sorted((name for name in known if not _beaten(known, name)), key=lambda name: -(known[name]["reward"] or 0))
     if not front:
         return {"verdict": " ".join(f"{one['name']}: {_sentence(one)}" for one in entries), "front": []}
-    return {"verdict": _of_front(front, {one["name"]: one for one in entries}), "front": front}
+    best = sum(known[name]["reward"] == known[front[0]]["reward"] for name in front)  # in tax they are equal, too
+    return {"verdict": _of_front(front, best, {one["name"]: one for one in entries}), "front": front}
 
 
 def _beaten(known: Mapping[str, Mapping[str, Any]], name: str) -> bool:
@@ -39,15 +40,15 @@ def _beaten(known: Mapping[str, Mapping[str, Any]], name: str) -> bool:
     )
 
 
-def _of_front(front: Sequence[str], entries: Mapping[str, Entry]) -> str:
-    first, rest = entries[front[0]], front[1:]
-    said = f"On validation {front[0]} has the most reward; on test {_gain(first)}, {_cost(first)}."
-    if rest:
-        said += (
-            " Less tax at less reward, on validation: "
-            + "; ".join(f"{n}, on test {_gain(entries[n])}, {_cost(entries[n])}" for n in rest)
-            + "."
-        )
+def _of_front(front: Sequence[str], best: int, entries: Mapping[str, Entry]) -> str:
+    """`best` models at the front's begin are equal on validation."""
+    have = "has the most reward" if best == 1 else "are equal in reward and tax, with the most reward"
+    on_test = {name: f"on test {_gain(entries[name])}, {_cost(entries[name])}" for name in front}
+    first = "; ".join(on_test[name] if best == 1 else f"{name} {on_test[name]}" for name in front[:best])
+    said = f"On validation {' and '.join(front[:best])} {have}; {first}."
+    if rest := front[best:]:
+        listed = "; ".join(f"{name}, {on_test[name]}" for name in rest)
+        said += f" Less tax at less reward, on validation: {listed}."
     beaten = [name for name in entries if name not in front]
     return said + (f" Behind one of these in both, on validation: {', '.join(beaten)}." if beaten else "")
 

@@ -120,9 +120,9 @@ class Endpoint:
             raise _Later(f"HTTP {error.code}", _retry_after(error.headers.get("Retry-After"))) from None
         said = _safe(error.read(2000).decode("utf-8", "replace"), key)
         if error.code in REFUSED or 300 <= error.code < 400:
+            held = f"the key in ${self.key_env}" if self.key_env else "`key_env`, which is not given: no key was sent"
             raise SpecError(
-                f"{self.url} refuses {self.model!r} with HTTP {error.code}: {said}; see `endpoint`, `model` and the "
-                f"key in ${self.key_env or '(no key_env)'}"
+                f"{self.url} refuses {self.model!r} with HTTP {error.code}: {said}; see `endpoint`, `model` and {held}"
             ) from None
         raise NoAnswer(f"HTTP {error.code}: {said}") from None
 

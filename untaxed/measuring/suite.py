@@ -81,6 +81,11 @@ class Measure:
         """The name under which per-item scores are stored, such as ``abilities.facts``."""
         return f"{self.group}.{self.name}"
 
+    @property
+    def in_tokens(self) -> bool:
+        """Whether the number counts the tokenizer's tokens, so that another tokenizer's is another number."""
+        return self.unit == "tokens" or per_token(self.statistic, self.unit)
+
 
 def counted(items: Mapping[Split, Sequence[object]]) -> dict[Split, int]:
     """How many items each split has."""

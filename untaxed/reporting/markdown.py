@@ -13,7 +13,7 @@ def markdown(summary: Summary) -> str:
     """Verdict, caveats, the table of arms with its notes, and the abilities that were left out."""
     table = arms_table(summary)
     head = ["arm", *(column.title for column in table.columns)]
-    rows = [[escaped(arm_name(entry)), *map(_cell, cells)] for entry, cells in table.rows]
+    rows = [[escaped(arm_name(entry)), *map(flat, cells)] for entry, cells in table.rows]
     lines = [
         *([f"Unfinished: {escaped(summary['unfinished'])}.", ""] if summary.get("unfinished") else []),
         f"**{escaped(summary['verdict'])}**",
@@ -39,7 +39,8 @@ def row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(cell: Cell) -> str:
+def flat(cell: Cell) -> str:
+    """A number with its interval and the number of its note, in one line."""
     span = f" ({cell.span})" if cell.span else ""
     return f"{cell.mean}{span}" + (f" [{cell.note}]" if cell.note is not None else "")
 

@@ -12,8 +12,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from ..comparison.numbers import LEVEL, real_losses
-from .markdown import escaped, row
-from .numbers import NOTHING, Cell, Notes, Summary
+from .markdown import escaped, flat, row
+from .numbers import NOTHING, Cell, Notes, Summary, mark
+from .terminal import two_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -143,7 +144,8 @@ def terminal(summary: Summary, console: Console) -> None:
     else:
         titles = ["reward", "tax", *(["report tax"] if summary["report"] else []), *divergences(summary).values()]
         console.print(_models_drawn(overview(summary, notes), titles))
-    for text in [*notes.reasons, *footnotes(summary), *remarks(summary, summary["models"])]:
+    reasons = [f"{mark(number)} {reason}" for number, reason in enumerate(notes.reasons, start=1)]
+    for text in [*reasons, *footnotes(summary), *remarks(summary, summary["models"])]:
         console.print(Text(text, style="dim"))
 
 
@@ -181,7 +183,7 @@ def _measures_drawn(found: Sequence[Line]) -> RichTable:
     for line in found:
         name, unit = ("\n".join(textwrap.wrap(text, longest)) for text in (line.name, line.unit))
         style = "bold" if line.real else ""
-        cells = [_cell(line.initial), _cell(line.value), _cell(line.change, style)]
+        cells = [two_lines(line.initial), two_lines(line.value), two_lines(line.change, style)]
         first = Text(name).append(f"\n{unit}", style="dim")
         drawn.add_row(first, *cells, Text(line.adjusted).append(f"\n{line.items}", style="dim"))
     return drawn
@@ -195,12 +197,8 @@ def _models_drawn(found: Sequence[Overview], titles: Sequence[str]) -> RichTable
     drawn.add_column("lost, clear of zero", overflow="fold", vertical="top")
     for one in found:
         cells = [one.reward, one.tax, *([one.report_tax] if "report tax" in titles else []), *one.drift]
-        drawn.add_row(Text(one.name), *map(_cell, cells), Text(one.losses))
+        drawn.add_row(Text(one.name), *map(two_lines, cells), Text(one.losses))
     return drawn
-
-
-def _cell(cell: Cell, style: str = "") -> Text:
-    return Text(cell.mean, style=style).append(f"\n{cell.span}", style="dim")
 
 
 # --- Markdown ----------------------------------------------------------------------------------------------
@@ -215,7 +213,7 @@ def markdown(summary: Summary) -> str:
         parts += [row(["model", *numbers, "lost, clear of zero"])]
         parts += [row(["---", *(["--:"] * len(numbers)), "---"])]
         for one in overview(summary, notes):
-            cells = [_flat(cell) for cell in (one.reward, one.tax, one.report_tax, *one.drift)]
+            cells = [flat(cell) for cell in (one.reward, one.tax, one.report_tax, *one.drift)]
             parts.append(row([escaped(one.name), *cells, escaped(one.losses)]))
         parts.append("")
     for entry in summary["models"]:
@@ -223,21 +221,18 @@ def markdown(summary: Summary) -> str:
         parts += [row(["measure", "unit", "initial", "model", "change", "adjusted p", "items"])]
         parts += [row(["---", "---", "--:", "--:", "--:", "--:", "---"])]
         for line in lines(summary, entry, notes):
-            mark = "**" if line.real else ""
+            bold = "**" if line.real else ""
             cells = [
-                _flat(line.initial),
-                _flat(line.value),
-                f"{mark}{_flat(line.change)}{mark}",
+                flat(line.initial),
+                flat(line.value),
+                f"{bold}{flat(line.change)}{bold}",
                 line.adjusted,
                 line.items,
             ]
             parts.append(row([escaped(line.name), escaped(line.unit), *cells]))
         parts.append("")
-    parts += [escaped(text) for text in (*(f"{NOTHING}: {reason}" for reason in notes.reasons), *footnotes(summary))]
+    reasons = [f"{number}. {escaped(reason)}" for number, reason in enumerate(notes.reasons, start=1)]
+    parts += [*reasons, *([""] if reasons else []), *map(escaped, footnotes(summary))]
     if said := remarks(summary, summary["models"]):
         parts += ["", *(f"- {escaped(text)}" for text in said)]
     return "\n".join(parts) + "\n"
-
-
-def _flat(cell: Cell) -> str:
-    return f"{cell.mean} ({cell.span})" if cell.span else cell.mean

@@ -11,6 +11,7 @@ from .measured import markdown
 from .numbers import Summary
 
 TASK = "text-generation"
+METRICS = ("perplexity", "bleu", "chrf")  # statistics that the hub has metrics of the same name for
 ACCURACY = "share right"  # the unit of what the hub calls accuracy; an overlap of words or BLEU is none
 
 
@@ -41,14 +42,26 @@ def _results(summary: Summary, entry: Mapping[str, Any]) -> Iterator[dict[str, A
         group, name = measure["group"], measure["name"]
         value = (entry[group].get(name) or {}).get("value", {}).get("mean")
         if value is not None:
-            kind = "accuracy" if group == "abilities" and measure["unit"] == ACCURACY else name
-            yield _result(f"{group}: {name}", kind, measure["unit"], value)
+            yield _result(f"{group}: {name}", _type(measure), measure["unit"], value)
     for name, tax in entry["tax"].items():
         if tax["mean"] is not None:
             what = f"alignment tax, {name} abilities, against {summary['initial']['name']}"
             yield _result(f"{name} abilities", "alignment_tax", what, tax["mean"])
 
 
+def _type(measure: Mapping[str, Any]) -> str:
+    """What the hub calls a metric, where it has a name for it."""
+    if measure["group"] == "abilities" and measure["unit"] == ACCURACY:
+        return "accuracy"
+    return str(measure["statistic"] if measure["statistic"] in METRICS else measure["name"])
+
+
 def _result(dataset: str, kind: str, name: str, value: float) -> dict[str, Any]:
     source = {"dataset_type": dataset.replace(": ", "_").replace(" ", "_"), "dataset_name": dataset}
-    return {"task_type": TASK, **source, "metric_type": kind, "metric_name": name, "metric_value": float(value)}
+    return {
+        "task_type": TASK,
+        **source,
+        "metric_type": kind,
+        "metric_name": name,
+        "metric_value": round(float(value), 6),
+    }

@@ -40,6 +40,14 @@ class Cell:
     note: int | None = None
 
 
+SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def mark(note: int) -> str:
+    """The number of a note, as a terminal shows it beside what it belongs to."""
+    return str(note).translate(SUPERSCRIPT)
+
+
 @dataclass
 class Notes:
     """The reasons behind a table's dashes, numbered in the order in which they come up.

@@ -9,14 +9,13 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from .drops import drops, drops_title
-from .numbers import Cell, Summary
+from .numbers import Cell, Summary, mark
 from .tables import Column, Table, arm_name, arms_table, drift_tokens
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 WIDE = 100  # columns from which on there is room for what fell
-SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def terminal(summary: Summary, console: Console) -> None:
@@ -30,7 +29,7 @@ def terminal(summary: Summary, console: Console) -> None:
     fits = arms_table(summary, fitting(table, console.width))  # its notes numbered without those of other columns
     console.print(_drawn(fits))
     for number, reason in enumerate(fits.notes, start=1):
-        console.print(Text(f"{_mark(number)} {reason}", style="dim"))
+        console.print(Text(f"{mark(number)} {reason}", style="dim"))
     told = drops(summary, short=True)
     hidden = [column.title for column in table.columns if column not in fits.columns]
     hidden += ["which abilities really fell"] if told and console.width < WIDE else []
@@ -55,7 +54,7 @@ def fitting(table: Table, width: int) -> list[Column]:
     kept: set[Column] = set()
     room = width - names - 3
     for index, column in sorted(enumerate(table.columns), key=lambda pair: pair[1].rank):
-        room -= 2 + max([len(_lines(cells[index]).plain.split("\n")[1]) for _, cells in table.rows] + [9])
+        room -= 2 + max([len(two_lines(cells[index]).plain.split("\n")[1]) for _, cells in table.rows] + [9])
         if room < 0 and kept:
             break
         kept.add(column)
@@ -69,16 +68,11 @@ def _drawn(table: Table) -> RichTable:
         title = "\n".join(column.title.rsplit(" ", 1)) if len(column.title) > 14 else column.title
         drawn.add_column(title, justify="right", vertical="top", no_wrap=False)
     for entry, cells in table.rows:
-        drawn.add_row(Text(arm_name(entry)), *map(_lines, cells))
+        drawn.add_row(Text(arm_name(entry)), *map(two_lines, cells))
     return drawn
 
 
-def _lines(cell: Cell) -> Text:
-    text = Text(cell.mean)
-    if cell.note is not None:
-        text.append(_mark(cell.note), style="dim")
-    return text.append(f"\n{cell.span}", style="dim")
-
-
-def _mark(note: int) -> str:
-    return str(note).translate(SUPERSCRIPT)
+def two_lines(cell: Cell, style: str = "") -> Text:
+    """A number with its note's, and its interval below."""
+    noted = "" if cell.note is None else mark(cell.note)
+    return Text(cell.mean, style=style).append(noted, style="dim").append(f"\n{cell.span}", style="dim")
