@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,38 @@ def test_a_dash_says_which_reason_is_its(models: Path, suite: Path, tmp_path: Pa
     text = measured.markdown(summary)
     assert re.search(r"\| forward\\_kl \|.*– \[1\]", text)
     assert f"\n1. {why}\n" in text
+
+
+def test_the_tax_stands_beside_the_abilities_of_one_model(models: Path, suite: Path, tmp_path: Path) -> None:
+    loaded = load_suite(suite, ["abilities.report=[{name: again, kind: exact_match, rows: {path: written.jsonl}}]"])
+    summary = measure([models / "far"], models / "initial", loaded, tmp_path).summary
+    stream = io.StringIO()
+    measured.terminal(summary, Console(file=stream, width=120))
+    for group, tax in summary["models"][0]["tax"].items():
+        assert re.search(rf"tax, {group} .*{tax['mean']:.3f}", stream.getvalue())
+        assert f"| tax, {group} | share not kept |" in measured.markdown(summary)
+        assert f"tax, {group}" in measured_page.html(summary)
+
+
+def test_of_what_cannot_be_lost_nothing_is_said(models: Path, suite: Path, tmp_path: Path) -> None:
+    loaded = load_suite(suite)
+    choices = loaded.suite.group("abilities")[0]
+    hard = replace(choices, chance=0.999)
+    measures = [hard if one is choices else one for one in loaded.suite.measures]
+    changed = replace(loaded, suite=replace(loaded.suite, measures=measures))
+    [entry] = (summary := measure([models / "far"], models / "initial", changed, tmp_path).summary)["models"]
+    assert [left["ability"] for left in summary["left_out"]] == ["choices"]
+    assert entry["abilities"]["choices"]["q"] is None
+    assert entry["abilities"]["written"]["q"] == entry["abilities"]["written"]["p"]  # adjusted for itself alone
+    assert summary["verdict"].endswith("; written has lost something that is clear of zero.")
+
+
+def test_damaged_scores_are_named_alone(models: Path, suite: Path, tmp_path: Path) -> None:
+    measure([models / "far"], models / "initial", suite, tmp_path)
+    [first, *_] = sorted((tmp_path / "scores").glob("*.npz"))
+    first.write_bytes(b"damaged")
+    with pytest.raises(StoreError, match=rf"remove {re.escape(str(first))}: what it held is measured again"):
+        measure([models / "far"], models / "initial", suite, tmp_path)
 
 
 def test_an_overview_has_a_column_a_divergence(found: Any) -> None:

@@ -28,7 +28,10 @@ def printed(summary, width):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.1234, "0.123"), (-0.5, "−0.500"), (-0.0001, "0.000"), (12.34, "12.3"), (12345.6, "12346"), (None, "–")],
+    [
+        *[(0.1234, "0.123"), (-0.5, "−0.500"), (-0.0, "0.000"), (-0.0001, "−0.00010")],
+        *[(12.34, "12.3"), (12345.6, "12346"), (None, "–")],
+    ],
 )
 def test_numbers_are_rounded_by_size(value, text):
     assert plain_number(value) == text

@@ -47,7 +47,8 @@ def numbers(suite: Suite, initial: Scored, model: Scored, splits: Sequence[str])
         ``reward``, ``drift`` -> name -> ``{"value", "initial", "change", "p"}``, and of a mean over tokens ``tokens``,
         how many those of ``value`` are; ``abilities`` -> name ->
         ``{"value", "initial", "loss", "kept", "p", "q", "lost", "won", "items"}``; ``tax`` -> ``select``, ``report``.
-        ``loss`` is initial minus model, ``q`` is ``p`` adjusted for the number of abilities (Benjamini-Hochberg).
+        ``loss`` is initial minus model, ``q`` is ``p`` adjusted for the number of abilities that can be lost
+        (Benjamini-Hochberg); None of others.
     """
     found: dict[str, Any] = {"reward": {}, "abilities": {}, "drift": {}}
     out = left_out(suite, initial, splits)
@@ -60,7 +61,7 @@ def numbers(suite: Suite, initial: Scored, model: Scored, splits: Sequence[str])
             found["abilities"][one.name] = _ability(one, ours, theirs, out.get(one.name))
         else:
             found[one.group][one.name] = _other(one, ours, theirs, model.other_tokens if one.in_tokens else None)
-    _adjust(list(found["abilities"].values()))
+    _adjust([one for name, one in found["abilities"].items() if name not in out])
     groups = {"select": suite.select, "report": suite.report}
     found["tax"] = {
         name: _tax(suite, [k for k in keys if k not in out], initial, model, splits).json()

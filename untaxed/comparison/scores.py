@@ -76,7 +76,8 @@ class Kept:
         beside = file.with_suffix(".json")
         if not (file.exists() and beside.exists()):
             return None
-        return Found(read_scores(file), read_json(beside).get("notes", {}))
+        notes = read_json(beside, remedy=_removed(beside)).get("notes", {})
+        return Found(read_scores(file, remedy=_removed(file)), notes)
 
     def items(self, one: Measure, splits: Sequence[str], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The items of a measure that are shown: found, or computed and written down."""
@@ -84,7 +85,7 @@ class Kept:
         file = self._directory / f"{content_key('items', about)}.json"
         if not file.exists():
             write_json(file, compute())
-        found: dict[str, Any] = read_json(file)
+        found: dict[str, Any] = read_json(file, remedy=_removed(file))
         return found
 
     def _file(self, about: Mapping[str, Any]) -> Path:
@@ -94,3 +95,7 @@ class Kept:
         both = both or one.against is not None
         depends = {"model": self._model, "measure": one.key, "content": self._contents[one.key], "code": code()}
         return {**depends, "initial": self._initial} if both else depends
+
+
+def _removed(file: Path) -> str:
+    return f"remove {file}: what it held is measured again"

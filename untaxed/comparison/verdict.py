@@ -74,9 +74,13 @@ def _losses(entry: Entry) -> str:
     known = [name for name, one in entry["abilities"].items() if one.get("q") is not None]
     real = real_losses(entry["abilities"])
     if not known:
-        return "no ability was measured."
+        return "no ability was measured of which initial has enough to lose."
+    if not real and len(known) == 1:
+        return f"{known[0]} has lost nothing that is clear of zero."
     if not real:
         return f"of {len(known)} abilities none has lost anything that is clear of zero."
+    if len(known) == 1:
+        return f"{real[0]} has lost something that is clear of zero."
     return f"losses clear of zero, of {len(known)} abilities (false discoveries below {LEVEL:.0%}): {', '.join(real)}."
 
 

@@ -30,7 +30,7 @@ class Line:
     """One measure of one model.
 
     Attributes:
-        group: reward, abilities or drift.
+        group: reward, abilities or drift; tax for what is lost of abilities together.
         name: The measure's.
         unit: What it counts.
         initial, value, change: What the initial model has, what this one has, and the difference.
@@ -79,7 +79,14 @@ def lines(summary: Summary, entry: Entry, notes: Notes) -> list[Line]:
             start, value = (notes.cell(one[key]) if key in one else Cell(NOTHING) for key in ("initial", "value"))
             difference = Cell(NOTHING) if change is None else notes.cell(change, signed=True)
             found.append(Line(group, name, unit, start, value, difference, _adjusted(one), _items(one), name in real))
+        if group == "abilities":
+            found += [_tax_line(name, entry["tax"][name], notes) for name in ("select", "report") if summary[name]]
     return found
+
+
+def _tax_line(name: str, tax: Mapping[str, Any], notes: Notes) -> Line:
+    nothing = Cell(NOTHING)
+    return Line("tax", f"tax, {name}", "share not kept", nothing, notes.cell(tax), nothing, NOTHING, "", real=False)
 
 
 def overview(summary: Summary, notes: Notes) -> list[Overview]:

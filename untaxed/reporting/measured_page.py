@@ -26,7 +26,7 @@ def html(summary: Summary) -> str:
     return template("measured.html").render(
         summary=summary,
         models=[(one, lines(summary, one, notes), remarks(summary, [one])) for one in summary["models"]],
-        overview=overview(summary, notes),
+        overview=overview(summary, notes) if len(summary["models"]) > 1 or plots["wide"] else [],
         divergences=divergences(summary).values(),
         styles=arm_looks(as_arms),
         frontier=plots if plots["wide"] else None,

@@ -224,17 +224,18 @@ def write_scores(path: Path, scores: Mapping[str, NDArray[np.float64]]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Reads per-item scores; nothing in the file is ever executed."""
+def read_scores(path: Path, *, remedy: str = "") -> dict[str, NDArray[np.float64]]:
+    """Reads per-item scores; nothing in the file is ever executed. `remedy` is as `read_json` takes it."""
+    remedy = remedy or made_again(path)
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             found = {key: file[key] for key in file.files}
     except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise StoreError(f"{path}: cannot be read as scores ({type(error).__name__}); {made_again(path)}") from None
+        raise StoreError(f"{path}: cannot be read as scores ({type(error).__name__}); {remedy}") from None
     for key, value in found.items():
         if value.ndim != 2 or value.dtype.kind not in "fiub":
             what = f"{key} is {value.dtype} of shape {value.shape}, expected numbers a row an item"
-            raise StoreError(f"{path}: cannot be read as scores ({what}); {made_again(path)}")
+            raise StoreError(f"{path}: cannot be read as scores ({what}); {remedy}")
     return found
 
 
