@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import untaxed
 from untaxed import measuring
 from untaxed.checkpoints import load_model, load_tokenizer, save_model
 from untaxed.cli import app
-from untaxed.comparison import measure
+from untaxed.comparison import compare, measure
 from untaxed.comparison.compare import _subject, paired
 from untaxed.comparison.models import opened
 from untaxed.comparison.numbers import Scored
@@ -29,7 +30,7 @@ from untaxed.comparison.suite_file import load_suite
 from untaxed.errors import CheckpointError, DataError, SpecError, StoreError
 from untaxed.measuring.quantiles import t_quantile
 from untaxed.reporting import measured, measured_card, measured_csv, measured_page
-from untaxed.studies.store import read_scores
+from untaxed.studies.store import locked, read_scores
 
 ENDS = ("low", "high")
 
@@ -424,6 +425,8 @@ def test_what_cannot_be_measured_is_said_before_anything_is(
     (tmp_path / "study" / "study.json").write_text("{}")
     with pytest.raises(StoreError, match="holds a study"):
         measure([models / "far"], models / "initial", suite, tmp_path / "study")
+    with pytest.raises(StoreError, match="far holds a model"):
+        measure([models / "far"], models / "initial", suite, models / "far")
     judge = build_classifier_dir(tmp_path / "judge")
     with pytest.raises(CheckpointError, match=r"judge is a \w+ForSequenceClassification, which writes no texts"):
         measure([judge], models / "initial", suite, tmp_path / "out")
@@ -431,6 +434,33 @@ def test_what_cannot_be_measured_is_said_before_anything_is(
         measure([models / "far"], models / "near", load_suite(suite, ["abilities.chat=true"]), tmp_path / "out")
     with pytest.raises(SpecError, match="pocket is the embedded world's suite, which has no keys"):
         load_suite("pocket", ["samples=3"])
+
+
+def test_a_directory_is_one_measurements_at_a_time(
+    suite: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "locked", partial(locked, patience_s=0))
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / ".tmp-left").write_text("by a kill")
+    with locked(tmp_path / ".lock", what="it"), pytest.raises(StoreError, match=r"the measurement in .* is in use by"):
+        measure([models / "far"], models / "initial", suite, tmp_path)
+    measure([models / "far"], models / "initial", suite, tmp_path)
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_without_reward_and_ability_the_drift_is_the_verdict(models: Path, tmp_path: Path, suite: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(f"prompts: {{path: {suite.parent / 'prompts.jsonl'}}}\ndrift: [forward_kl]\n")
+    summary = measure([models / "far"], models / "initial", tmp_path / "suite.yaml", tmp_path / "out").summary
+    value = summary["models"][0]["drift"]["forward_kl"]["value"]
+    assert summary["verdict"] == "far: forward_kl {mean:.3g} ({low:.3g} to {high:.3g}).".format(**value)
+
+
+def test_a_share_of_which_no_item_differs_has_a_width(models: Path, tmp_path: Path, suite: Path) -> None:
+    loaded = load_suite(suite, ["drift=[refusal]"])
+    [entry] = measure([models / "far"], models / "initial", loaded, tmp_path).summary["models"]
+    value = entry["drift"]["refusal"]["value"]
+    assert (value["mean"], value["low"]) == (0, 0)
+    assert value["high"] == pytest.approx(1 - 0.025 ** (1 / value["n"]))  # 0 of n: (1 - p)^n = 0.025
 
 
 def test_an_item_that_no_model_can_read_is_named_with_the_model(suite: Path, models: Path, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_the_most_that_may_be_asked_is_known_before_anything_is_written(tmp_path
         said = judge(server, tmp_path, price=Price(0.0, 1e5)).forecast(["p"] * 50, new_tokens=8, models=3)
         assert said == (
             f"judged: at most 300 requests to {server.url} (strict) for 3 models, at most about 480.00 at the price "
-            "given; Ctrl-C stops before any"
+            "given, less what was answered before; Ctrl-C stops before any"
         )
         assert server.asked == []
 

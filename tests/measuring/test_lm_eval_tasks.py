@@ -100,6 +100,27 @@ def test_a_filter_names_its_scores(harness, model, tokenizer, tmp_path):
     assert not strict.scores["abilities.quiz"].all()
 
 
+def test_guessing_among_choices_is_no_ability(harness, tmp_path, monkeypatch):
+    monkeypatch.setattr(Task, "OUTPUT_TYPE", "multiple_choice", raising=False)
+    choices = {n % 2: ["a", "b"] if n % 2 else ["a", "b", "c", "d"] for n in range(2)}
+    monkeypatch.setattr(Task, "doc_to_choice", lambda self, document: choices[document["gold"]], raising=False)
+    kept = made(tmp_path).items
+    assert made(tmp_path).chance == pytest.approx(0.375, abs=0.001)  # as many of two choices as of four
+    assert sum(kept.values()) == 40
+    assert made(tmp_path, chance=0.1).chance == 0.1
+    monkeypatch.setattr(Task, "aggregation", lambda self: {"likelihood": mean})
+    monkeypatch.setattr(Task, "higher_is_better", lambda self: {"likelihood": True})
+    assert made(tmp_path).chance == 0
+
+
+def test_choices_that_cannot_be_counted_are_asked_for(harness, tmp_path, monkeypatch):
+    assert made(tmp_path).chance == 0  # no multiple choice
+    monkeypatch.setattr(Task, "OUTPUT_TYPE", "multiple_choice", raising=False)
+    monkeypatch.setattr(Task, "doc_to_choice", lambda self, document: 1 / 0, raising=False)
+    with pytest.raises(SpecError, match=r"cannot be read \(division by zero\); give `chance`"):
+        made(tmp_path)
+
+
 def test_documents_that_it_would_cut_are_left_out_and_counted(harness, tokenizer, tmp_path):
     found = reading(made(tmp_path, limit=5), tiny_llama(context=8), tokenizer)
     assert len(found.scores["abilities.quiz"]) == 4

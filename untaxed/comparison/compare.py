@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ..measuring.subject import TOO_LONG
 from ..measuring.suite import SPLITS, Measure, Split
 from ..studies.cache import default_cache, told
 from ..studies.record import host, versions
-from ..studies.store import VERSION, disk_errors, write_json
+from ..studies.store import VERSION, clean, disk_errors, locked, write_json
 from . import power
 from .examples import examples
 from .models import Model, check_chat, opened, other_tokens, same_tokenizer, taken, tell_apart
@@ -68,10 +69,20 @@ def measure(
     loaded = suite if isinstance(suite, Loaded) else load_suite(suite)
     say("checking models")
     directory = default_cache() / "measured" if out is None else Path(out).absolute()
-    _check_place(directory)
-    start, others = opened(initial, "initial", directory), [opened(path, None, directory) for path in models]
-    tell_apart(others, start)
-    check_chat(loaded, (start, *others))
+    with _held(directory, alone=out is not None):
+        start, others = opened(initial, "initial", directory), [opened(path, None, directory) for path in models]
+        tell_apart(others, start)
+        check_chat(loaded, (start, *others))
+        summary = _measured(loaded, start, others, directory, say)
+        if out is not None:
+            write_json(directory / "measure.json", summary)
+        for model in (start, *others):
+            model.journal.remove()
+    return Comparison(summary, None if out is None else directory)
+
+
+def _measured(loaded: Loaded, start: Model, others: Sequence[Model], directory: Path, say: Say) -> dict[str, Any]:
+    """The summary; scores are kept in the directory as they come."""
     for line in loaded.forecasts(len(others)):
         say(line)
     splits = counting(len(others))
@@ -89,12 +100,7 @@ def measure(
         chosen[model.name] = on_validation(loaded.suite, first, scored)
         model.subject = None  # its memory is the next one's
     out_of_it = left_out(loaded.suite, first, splits)
-    summary = {**_summary(loaded, start, first, entries, out_of_it), **verdict(entries, chosen)}
-    if out is not None:
-        write_json(directory / "measure.json", summary)
-    for model in (start, *others):
-        model.journal.remove()
-    return Comparison(summary, None if out is None else directory)
+    return {**_summary(loaded, start, first, entries, out_of_it), **verdict(entries, chosen)}
 
 
 def counting(models: int) -> tuple[Split, ...]:
@@ -106,12 +112,29 @@ def _check_place(directory: Path) -> None:
     """Raises `StoreError` where the scores could not be kept, before anything is computed."""
     if directory.is_file():
         raise StoreError(f"{directory} is a file; name a directory")
+    if (directory / "config.json").exists():
+        raise StoreError(f"{directory} holds a model; name another directory")
     if (directory / "study.json").exists():
         raise StoreError(f"{directory} holds a study, whose report would be written over; name another directory")
     with disk_errors(directory):
         folder(directory).mkdir(parents=True, exist_ok=True)
     if not os.access(folder(directory), os.W_OK):
         raise StoreError(f"{folder(directory)}: cannot be written: Permission denied")
+
+
+@contextlib.contextmanager
+def _held(directory: Path, *, alone: bool) -> Iterator[None]:
+    """Sees that scores can be kept; a directory of one's own is nobody else's meanwhile, so that nothing is done twice.
+
+    What a kill left half-written there is removed. The cache is everybody's.
+    """
+    _check_place(directory)
+    if not alone:
+        yield
+        return
+    with locked(directory / ".lock", what=f"the measurement in {directory}"):
+        clean(directory)
+        yield
 
 
 def _scored(model: Model, start: Model, loaded: Loaded, directory: Path, say: Say) -> Scored:

@@ -109,12 +109,23 @@ def _interval(quantity: Array, items: int) -> Interval:
     return Interval(mean, mean - half, mean + half, items)
 
 
-def _share(one: Measure, quantity: Array, scores: Array) -> Interval:
-    """The interval of an ability; that of a share ends where shares do."""
+def _value(one: Measure, quantity: Array, scores: Array) -> Interval:
+    """The interval of a number; that of a share ends where shares do.
+
+    Where all items of a share are alike no resample differs: the other end is then Clopper and Pearson's.
+    """
     found = _interval(quantity, len(scores))
-    if one.statistic != "mean" or scores.min() < 0 or scores.max() > 1 or found.low is None or found.high is None:
+    share = one.unit.startswith("share") or (one.group == "abilities" and one.statistic == "mean")
+    if not share or one.statistic not in ("mean", "token_mean") or found.low is None or found.high is None:
         return found
-    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+    whole = scores[:, 1] if one.statistic == "token_mean" else np.ones(len(scores))
+    part, whole = scores[whole > 0, 0], whole[whole > 0]
+    if (part < 0).any() or (part > whole).any():
+        return found
+    unseen = 1 - 0.025 ** (1 / len(whole))
+    low = 1 - unseen if (part == whole).all() else max(found.low, 0.0)
+    high = unseen if not part.any() else min(found.high, 1.0)
+    return replace(found, low=low, high=high)
 
 
 def _p(quantity: Array) -> float | None:
@@ -134,12 +145,12 @@ def _other(one: Measure, ours: Array | None, theirs: Array | None, why: str | No
     tokens = {"tokens": round(ours[:, 1].sum())} if per_token(one.statistic, one.unit) else {}
     if theirs is None:  # a comparison with initial, which has nothing to be compared with itself
         counted = {} if one.outcomes is None else {**one.outcomes(ours), "items": items}
-        return {"value": _interval(_draws(one, ours)[:, 0], items).json(), **counted, **tokens}
+        return {"value": _value(one, _draws(one, ours)[:, 0], ours).json(), **counted, **tokens}
     both = _draws(one, ours, theirs)
     change = both[:, 0] - both[:, 1]
     return {
-        "value": _interval(both[:, 0], items).json(),
-        "initial": _interval(both[:, 1], items).json(),
+        "value": _value(one, both[:, 0], ours).json(),
+        "initial": _value(one, both[:, 1], theirs).json(),
         "change": (_interval(change, items) if why is None else undefined(why, items)).json(),
         "p": _p(change) if why is None else None,
         **tokens,
@@ -154,8 +165,8 @@ def _ability(one: Measure, ours: Array | None, theirs: Array | None, why: str | 
     lost = paired_difference(one.statistic, [ours], [theirs], over="items", key=one.key)
     counted = {"lost": int((theirs[:, 0] > ours[:, 0]).sum()), "won": int((ours[:, 0] > theirs[:, 0]).sum())}
     return {
-        "value": _share(one, both[:, 0], ours).json(),
-        "initial": _share(one, both[:, 1], theirs).json(),
+        "value": _value(one, both[:, 0], ours).json(),
+        "initial": _value(one, both[:, 1], theirs).json(),
         "loss": replace(lost.interval, n=items, why=None if lost.p is not None else lost.interval.why).json(),
         "kept": (_interval(kept, items) if why is None else undefined(why, items)).json(),
         "p": lost.p,

@@ -8,6 +8,7 @@ from typing import Any
 from .numbers import LEVEL, real_losses
 
 Entry = Mapping[str, Any]
+MOST = 4  # numbers that a verdict without reward and tax names
 REWARDS = ("gold", "proxy")
 
 
@@ -54,35 +55,43 @@ def _of_front(front: Sequence[str], best: int, entries: Mapping[str, Entry]) -> 
 
 
 def _sentence(entry: Entry) -> str:
-    said = ", ".join(part for part in (_gain(entry), _cost(entry)) if part)
-    return f"{said}; {_losses(entry)}" if said else _losses(entry)
+    said = [part for part in (_gain(entry), _cost(entry)) if part] or _others(entry)
+    losses = [_losses(entry)] if entry["abilities"] else []
+    return "; ".join(filter(None, [", ".join(said), *losses])) + "."
 
 
 def _gain(entry: Entry) -> str:
     for name in REWARDS:
         if (one := entry["reward"].get(name)) and one["change"]["mean"] is not None:
-            return f"{name} reward {_signed(one['change'])}"
+            return f"{name} reward {_spanned(one['change'], '+.3f')}"
     return ""
 
 
 def _cost(entry: Entry) -> str:
     tax = entry["tax"]["select"]
-    return "" if tax["mean"] is None else f"a tax of {tax['mean']:.3f} ({tax['low']:.3f} to {tax['high']:.3f})"
+    return "" if tax["mean"] is None else f"a tax of {_spanned(tax, '.3f')}"
+
+
+def _others(entry: Entry) -> list[str]:
+    """What there is to say without a reward and a tax: what each model was compared with initial by."""
+    known = [(name, one["value"]) for group in ("reward", "drift") for name, one in entry[group].items()]
+    return [f"{name} {_spanned(value, '.3g')}" for name, value in known if value["mean"] is not None][:MOST]
 
 
 def _losses(entry: Entry) -> str:
     known = [name for name, one in entry["abilities"].items() if one.get("q") is not None]
     real = real_losses(entry["abilities"])
     if not known:
-        return "no ability was measured of which initial has enough to lose."
+        return "no ability was measured of which initial has enough to lose"
     if not real and len(known) == 1:
-        return f"{known[0]} has lost nothing that is clear of zero."
+        return f"{known[0]} has lost nothing that is clear of zero"
     if not real:
-        return f"of {len(known)} abilities none has lost anything that is clear of zero."
+        return f"of {len(known)} abilities none has lost anything that is clear of zero"
     if len(known) == 1:
-        return f"{real[0]} has lost something that is clear of zero."
-    return f"losses clear of zero, of {len(known)} abilities (false discoveries below {LEVEL:.0%}): {', '.join(real)}."
+        return f"{real[0]} has lost something that is clear of zero"
+    return f"losses clear of zero, of {len(known)} abilities (false discoveries below {LEVEL:.0%}): {', '.join(real)}"
 
 
-def _signed(number: Entry) -> str:
-    return f"{number['mean']:+.3f} ({number['low']:+.3f} to {number['high']:+.3f})"
+def _spanned(number: Entry, form: str) -> str:
+    mean, low, high = (f"{number[key]:{form}}".replace("-", "−") for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"

@@ -92,7 +92,8 @@ class EndpointJudge:
         cost = self._cost(2 * models * (read + 2 * new_tokens * len(prompts)), asked)
         of = f"{models} models" if models > 1 else "the model"
         to = f"{self.endpoint.url} ({self.endpoint.model})"
-        return f"{self.name}: at most {asked} requests to {to} for {of}{cost}; Ctrl-C stops before any"
+        known = "less what was answered before; Ctrl-C stops before any"
+        return f"{self.name}: at most {asked} requests to {to} for {of}{cost}, {known}"
 
     def _cost(self, read: float, answers: int) -> str:
         if self.price is None:

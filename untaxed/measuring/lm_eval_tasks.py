@@ -43,7 +43,8 @@ class LmEvalSpec(BaseModel):
         num_fewshot: Worked examples before every item; None: as the task says.
         chat: Whether prompts go through the model's chat template; None: as the suite says.
         limit: At most so many items a split.
-        chance: What guessing gets.
+        chance: What guessing gets; None: the mean of 1 over an item's number of choices for an accuracy (``acc…``) of a
+            multiple-choice task, else 0.
         batch_size: Rows that it reads at once.
     """
 
@@ -56,7 +57,7 @@ class LmEvalSpec(BaseModel):
     num_fewshot: int | None = Field(default=None, ge=0)
     chat: bool | None = None
     limit: int | None = Field(default=None, ge=1)
-    chance: float = Field(default=0.0, ge=0, lt=1)
+    chance: float | None = Field(default=None, ge=0, lt=1)
     batch_size: int = Field(default=8, ge=1)
 
     def model_post_init(self, _: Any) -> None:
@@ -94,9 +95,10 @@ def lm_eval_ability(spec: LmEvalSpec, directory: Path, *, chat: bool = False) ->
         subject.left_out(kept, len(rows), f"{spec.name} {split}")
         return np.array([[float(row[metric])] for row in kept])
 
+    chance = _chance(spec, task, metric, [task.eval_docs[at] for numbers in wanted.values() for at in numbers])
     content = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     return Measure(
-        "abilities", spec.name, "mean", score, chance=spec.chance, items=counted(wanted), content=content, sharded=False
+        "abilities", spec.name, "mean", score, chance=chance, items=counted(wanted), content=content, sharded=False
     )
 
 
@@ -138,6 +140,21 @@ def _metric(spec: LmEvalSpec, task: Any) -> str:
             f"be; metrics: {', '.join(means)}"
         )
     return name
+
+
+def _chance(spec: LmEvalSpec, task: Any, metric: str, documents: Sequence[Any]) -> float:
+    """What guessing gets; see `LmEvalSpec`."""
+    if spec.chance is not None:
+        return spec.chance
+    if getattr(task, "OUTPUT_TYPE", None) != "multiple_choice" or not metric.startswith("acc"):
+        return 0.0
+    try:
+        return float(np.mean([1 / len(task.doc_to_choice(document)) for document in documents]))
+    except Exception as error:  # a task's own code
+        raise SpecError(
+            f"lm_eval {spec.lm_eval!r}: how many choices its items have cannot be read ({last_line(error)}); give "
+            "`chance`, what guessing gets"
+        ) from None
 
 
 def _divided(texts: Sequence[str], limit: int | None) -> dict[Split, list[int]]:

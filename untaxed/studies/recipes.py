@@ -68,7 +68,7 @@ def named_model(name: str) -> Path:
     path = Path(name).expanduser()
     if any(is_adapter(Path(part).expanduser()) for part in (name, *parts_of(name)[1:])):
         raise CheckpointError(
-            f"{name} is an adapter, and studies read whole models: merge it first, with `untaxed merge` and a recipe "
+            f"{name} is an adapter, and whole models are read here: merge it first, with `untaxed merge` and a recipe "
             "{merge_method: passthrough, models: [{model: MODEL+ADAPTER}]}"
         )
     if not path.exists():
