@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import io
 import json
 import logging
@@ -182,9 +183,9 @@ def _evaluated(
     subject: Subject, spec: LmEvalSpec, manager: Any, numbers: Sequence[int], chat: bool
 ) -> list[dict[str, Any]]:
     """What it logged of every document: its number, its requests, and its metrics under each filter."""
-    harness = require("lm_eval", extra="eval")
+    evaluate = require("lm_eval", extra="eval").simple_evaluate
     models = require("lm_eval.models.huggingface", extra="eval")
-    with _quiet(), _own_padding(subject.tokenizer):
+    with _quiet(), _no_commit(evaluate), _own_padding(subject.tokenizer):
         try:
             reader = models.HFLM
             if subject.journal.of:
@@ -195,7 +196,7 @@ def _evaluated(
                 batch_size=spec.batch_size,
                 device=str(subject.device),
             )
-            result = harness.simple_evaluate(
+            result = evaluate(
                 model=model,
                 tasks=[spec.lm_eval],
                 num_fewshot=spec.num_fewshot,
@@ -233,6 +234,20 @@ def _own_padding(tokenizer: Any) -> Iterator[None]:
         yield
     finally:
         tokenizer.pad_token = before
+
+
+@contextlib.contextmanager
+def _no_commit(evaluate: Any) -> Iterator[None]:
+    """It asks git for a commit, which complains on the terminal where the working directory is no repository."""
+    names = getattr(inspect.unwrap(evaluate), "__globals__", {})
+    before = names.get("get_git_commit_hash")
+    if before is not None:
+        names["get_git_commit_hash"] = lambda: None
+    try:
+        yield
+    finally:
+        if before is not None:
+            names["get_git_commit_hash"] = before
 
 
 @contextlib.contextmanager
