@@ -12,6 +12,7 @@ from .errors import SpecError, nearest, short
 from .values import truth_values
 
 Model = TypeVar("Model", bound=BaseModel)
+KEYS_OR_LIST = ("dict_type", "list_type", "tuple_type", "model_type", "model_attributes_type")  # pydantic's errors
 
 
 def validated(model: type[Model], value: Any, where: str = "", at: str = "", what: str = "a study") -> Model:
@@ -52,6 +53,8 @@ def _line(model: type[BaseModel], value: Any, error: Any, at: str) -> str:
         return f"{path}: unknown name {error['input']!r}{nearest(error['input'], names)}"
     if error["type"] in ("too_short", "string_too_short"):
         return f"{path}: is empty; give at least {error['ctx']['min_length']}"
+    if error["input"] is None and path and error["type"] in KEYS_OR_LIST:
+        return f"{path}: has no value; give one, or leave the key out"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     message = re.sub(r"^(Input|String|List|Tuple) should", "should", message).split("\n")[0]
     got = "" if error["type"] in ("value_error", "assertion_error") else f", got {short(error['input'], 60)}"

@@ -383,7 +383,8 @@ def test_the_command_prints_and_writes(models: Path, suite: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("abilities=null", "abilities"),
+        ("abilities=null", "abilities: has no value; give one, or leave the key out"),
+        ("preferences=null", "preferences: has no value; give one, or leave the key out"),
         ("dirft=[]", "unknown key 'dirft'; did you mean 'drift'"),
         ("prompts.path=nowhere.jsonl", "nowhere.jsonl: no such file"),
     ],
