@@ -103,7 +103,7 @@ def test_an_adapter_is_named_with_the_way_to_a_model(tiny_initial: Path, tmp_pat
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).touch()
     for given in (tmp_path, f"{tiny_initial}+{tmp_path}", f"pocket+{tmp_path}"):
-        with pytest.raises(CheckpointError, match=r"is an adapter, and studies .* `untaxed merge` and a recipe"):
+        with pytest.raises(CheckpointError, match=r"is an adapter, and whole models .* `untaxed merge` and a recipe"):
             recipes.named_model(str(given))
 
 
