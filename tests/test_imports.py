@@ -19,6 +19,8 @@ LAYERS = [
     "values",
     "strict_yaml",
     "validation",
+    "checks",
+    "sites",
     "method",
     "together",
     "counter",

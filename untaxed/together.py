@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .errors import Unsupported
-from .method import SITES, Method
+from .method import Method
+from .sites import SITES
 
 Methods = Sequence[Method]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import meant
-from .method import Weights
+from .sites import Weights
 
 ORDINARY = (Tensor, nn.Parameter)
 

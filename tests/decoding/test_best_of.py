@@ -10,7 +10,7 @@ import pytest
 
 from untaxed.decoding import BestOfN, best_of_kl, best_of_shares
 from untaxed.errors import Unsupported
-from untaxed.method import Context
+from untaxed.sites import Context
 
 
 def counted(rewards: np.ndarray, n: int) -> np.ndarray:

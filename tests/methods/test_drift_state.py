@@ -20,7 +20,7 @@ from untaxed.callbacks import DriftMeter, DriftMeterState, ElasticReset, Elastic
 from untaxed.callbacks._initial_samples import as_text, distinct
 from untaxed.checkpoints import load_model, load_tokenizer
 from untaxed.errors import DataError, RunFailed, StoreError, Unsupported
-from untaxed.method import Host
+from untaxed.sites import Host
 from untaxed.weights import same, trainable
 
 

@@ -14,7 +14,8 @@ from untaxed import methods
 from untaxed.checkpoints import load_model
 from untaxed.errors import DataError, SpecError
 from untaxed.merging import average, heterogeneous_average, partition
-from untaxed.method import Context, Making, Method, Responses
+from untaxed.method import Method
+from untaxed.sites import Context, Making, Responses
 from untaxed.weights import same
 
 HMA = {"blocks": 2, "samples": 12, "kept": 8, "batch_size": 4, "learning_rate": 0.1}

@@ -9,7 +9,6 @@ import torch
 
 from untaxed import divergence
 from untaxed.errors import DataError, Unsupported
-from untaxed.method import Context
 from untaxed.objectives import (
     RPO,
     Distill,
@@ -20,6 +19,7 @@ from untaxed.objectives import (
     negative_log_likelihood,
     reverse_kl,
 )
+from untaxed.sites import Context
 
 
 def logits(seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -15,7 +15,7 @@ from untaxed import methods
 from untaxed.callbacks import BEMA, BEMAState, SyncReference, SyncReferenceState, WARPAnchor
 from untaxed.callbacks._bema import decaying
 from untaxed.errors import Unsupported
-from untaxed.method import ALONE, Context, Host
+from untaxed.sites import ALONE, Context, Host
 from untaxed.weights import same, trainable
 
 

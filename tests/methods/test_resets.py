@@ -14,8 +14,8 @@ from untaxed.callbacks import EMA, BEMAState, ElasticReset, ElasticResetState, S
 from untaxed.callbacks._cycle import LONGEST, Cycle
 from untaxed.callbacks._reference import counterparts
 from untaxed.errors import StoreError, Unsupported
-from untaxed.method import Context, Host, Setting
 from untaxed.optim import OnDAREAdamW, Pipeline
+from untaxed.sites import Context, Host, Setting
 from untaxed.weights import same, snapshot, trainable
 
 STEPS = 13

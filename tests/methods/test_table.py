@@ -13,7 +13,8 @@ from torch import nn
 from untaxed import methods
 from untaxed.errors import SpecError, Unsupported
 from untaxed.merging import model_stock, warp
-from untaxed.method import Context, Host, Method, Shown, Weights
+from untaxed.method import Method
+from untaxed.sites import Context, Host, Shown, Weights
 from untaxed.weights import same, trainable
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from untaxed.errors import SpecError, Unsupported
-from untaxed.method import Context, Method
+from untaxed.method import Method
 from untaxed.optim import (
     ChildTuning,
     Merging,
@@ -21,6 +21,7 @@ from untaxed.optim import (
     Pipeline,
     UpdateDropout,
 )
+from untaxed.sites import Context
 
 ROWS: list[Method] = [
     OnlineMerging(density=0.3, merge_weight=0.1, sparsify="magnitude", pull="anchor", anchor_at=0.5, merge_every=2),

@@ -12,9 +12,10 @@ from tiny import build_model_dir
 from torch import Tensor, nn
 
 from untaxed.errors import SpecError, Unsupported
-from untaxed.method import Context, Method
+from untaxed.method import Method
 from untaxed.methods import build
 from untaxed.optim import L1, L2, MoFO, Pipeline
+from untaxed.sites import Context
 from untaxed.weights import same, trainable
 
 OPTIMIZERS: list[Any] = [

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from untaxed.callbacks import ElasticResetState
-from untaxed.method import Host
 from untaxed.optim import MergeUpdate, Merging, OnDAREAdamW, Pipeline
+from untaxed.sites import Host
 
 KEEP_FEW: dict[str, Any] = {"density": 0.3, "merge_every": 4}
 

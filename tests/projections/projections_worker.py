@@ -25,9 +25,9 @@ from sharded_worker import agreed, trainer, whole
 from tiny import WORDS
 
 from untaxed.checkpoints import load_model, load_tokenizer
-from untaxed.method import Host
 from untaxed.optim import Pipeline
 from untaxed.projections import NSPO, OGPSA, NullSpace, Orthogonal, Protect, project_activations
+from untaxed.sites import Host
 from untaxed.training import attach
 
 PROMPTS = [" ".join(WORDS[(i * j) % 28] for j in range(1, 3 + i % 5)) for i in range(13)]

@@ -14,10 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from untaxed.checkpoints import load_model, load_tokenizer
 from untaxed.errors import DataError, Unsupported
-from untaxed.method import Host
 from untaxed.optim import Pipeline
 from untaxed.projections import NullSpace, Protect, covariances, linear_layers
 from untaxed.projections._covariance import texts_of
+from untaxed.sites import Host
 from untaxed.weights import same, trainable
 
 PROMPTS = [" ".join(WORDS[(i * j) % 28] for j in range(1, 3 + i % 5)) for i in range(12)]

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from untaxed.errors import DataError, RunFailed
-from untaxed.method import Host
 from untaxed.optim import Pipeline, plain_name
 from untaxed.projections import Orthogonal, reference_gradients, reference_sets
+from untaxed.sites import Host
 from untaxed.weights import same, trainable
 
 

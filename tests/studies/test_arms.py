@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from untaxed.errors import SpecError
-from untaxed.method import Context
+from untaxed.sites import Context
 from untaxed.studies.arms import check_arms, member_seed, plan_arms, plan_runs, run_key, variant, variant_name
 
 RESET = {"elastic_reset": {"decay": 0.9, "reset_every": 2}}

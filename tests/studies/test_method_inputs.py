@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import pytest
 
 from untaxed.errors import DataError, SpecError, StoreError
-from untaxed.method import Context, Method, Need
+from untaxed.method import Method
+from untaxed.sites import Context, Need
 from untaxed.studies import record
 from untaxed.studies.arms import ArmPlan, SettingPlan, check_arms, run_key
 from untaxed.studies.bench import prepare

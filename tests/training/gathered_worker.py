@@ -30,7 +30,8 @@ from untaxed.callbacks import (
     SyncReferenceState,
     WeightAverage,
 )
-from untaxed.method import Host, Method
+from untaxed.method import Method
+from untaxed.sites import Host
 from untaxed.training import Moment, attach, train
 from untaxed.weights import reshard, same, trainable
 

@@ -15,10 +15,10 @@ from tiny import build_model_dir
 from untaxed.callbacks import EMA, ElasticReset, SyncReference
 from untaxed.checkpoints import load_model
 from untaxed.errors import SpecError, Unsupported
-from untaxed.method import Context
 from untaxed.methods import build
 from untaxed.objectives import KLLoss
 from untaxed.optim import L2, LoRA, OnDARE
+from untaxed.sites import Context
 from untaxed.studies.arms import check_arms, plan_arms
 from untaxed.training import Merged, Task, attach, make_trainer
 from untaxed.weights import same, trainable

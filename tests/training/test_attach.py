@@ -17,9 +17,10 @@ from untaxed.callbacks import EMA, ElasticReset, ResetToInitial
 from untaxed.checkpoints import load_model, load_tokenizer
 from untaxed.errors import StoreError, Unsupported
 from untaxed.merging import Averaging
-from untaxed.method import Context, Method, Site
+from untaxed.method import Method
 from untaxed.methods import EarlyStopping, Plain
 from untaxed.objectives import KL
+from untaxed.sites import Context, Site
 from untaxed.training import Task, attach, host
 from untaxed.weights import same, trainable
 

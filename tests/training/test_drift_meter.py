@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 
 from untaxed.callbacks import DriftMeter, ElasticReset, Guard
 from untaxed.errors import RunFailed, StoreError, Unsupported
-from untaxed.method import ALONE, Host, Method, Site
+from untaxed.method import Method
+from untaxed.sites import ALONE, Host, Site
 from untaxed.studies.runs import _trainer
 from untaxed.together import check_together
 from untaxed.training import Moment, Task, attach, train

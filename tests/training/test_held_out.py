@@ -29,7 +29,7 @@ from trl import (
 from untaxed.callbacks import DriftMeter, ElasticReset, Guard
 from untaxed.checkpoints import load_model, load_tokenizer
 from untaxed.errors import StoreError, Unsupported
-from untaxed.method import ALONE, Host
+from untaxed.sites import ALONE, Host
 from untaxed.training import Task, attach
 from untaxed.training.held_out import MOST, find_held_out, held_out
 

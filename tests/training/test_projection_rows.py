@@ -16,9 +16,10 @@ from tiny import WORDS
 
 from untaxed import methods
 from untaxed.errors import SpecError, Unsupported
-from untaxed.method import Context, Method
+from untaxed.method import Method
 from untaxed.optim import Pipeline
 from untaxed.projections import NSPO, OGPSA
+from untaxed.sites import Context
 from untaxed.training import Task, attach, with_inputs
 from untaxed.weights import same, trainable
 

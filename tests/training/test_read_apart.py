@@ -19,7 +19,7 @@ from untaxed.checkpoints import load_model, load_tokenizer, save_model
 from untaxed.comparison import load_suite
 from untaxed.comparison.saved import LAUNCHED, SavedReading
 from untaxed.errors import RunFailed, Unsupported
-from untaxed.method import Context, Host
+from untaxed.sites import Context, Host
 from untaxed.training import KeepBest, SuiteMeter, SuiteMeterState, Task, attach
 from untaxed.weights import same
 

@@ -18,7 +18,7 @@ from untaxed.checkpoints import load_model, load_tokenizer
 from untaxed.errors import StoreError, Unsupported
 from untaxed.measuring import Item, Sampling, Subject, Suite, exact_match, measure
 from untaxed.measuring.sampling import sample
-from untaxed.method import Host
+from untaxed.sites import Host
 from untaxed.training import KeepBest, SuiteMeter, SuiteMeterState, Task, attach
 from untaxed.weights import same
 

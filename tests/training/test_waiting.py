@@ -11,7 +11,8 @@ from test_reference import build, weights
 
 from untaxed.callbacks import BEMA, ElasticReset, SyncReference
 from untaxed.errors import Unsupported
-from untaxed.method import Context, Method
+from untaxed.method import Method
+from untaxed.sites import Context
 from untaxed.training import Task, attach
 from untaxed.training.arguments import check_arguments, free_every
 from untaxed.training.host import free_every as of_trainer

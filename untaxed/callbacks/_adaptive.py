@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import Unsupported
-from ..method import Host
+from ..sites import Host
 
 
 class AdaptiveBeta:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..method import check_fraction
+from ..checks import check_fraction
 from ..weights import check_same
 from ._followed import followed, lent, overwrite, snapshot_of
 from ._settings import check_flag, check_patterns

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..method import ALONE, Between, Context, Host, Method, Site
+from ..method import Method
+from ..sites import ALONE, Between, Context, Host, Site
 from ..weights import check_same
 from ._followed import followed, overwrite, snapshot_of
 from ._reference import Reference, Source, reference_in

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..errors import Unsupported
-from ..method import ALONE, Between, Context, Host, Method, Site
+from ..method import Method
+from ..sites import ALONE, Between, Context, Host, Site
 from ._drift_settings import NonFinite, check_prompts, check_settings, measures
 from ._drift_state import DriftMeterState
 from ._guards import Guard, check_guards

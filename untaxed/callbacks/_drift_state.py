@@ -24,7 +24,7 @@ from ..errors import RunFailed, StoreError, Unsupported
 from ..measuring import Sampling
 from ..measuring.sampling import sample
 from ..measuring.suite import GENERAL
-from ..method import ALONE, Host
+from ..sites import ALONE, Host
 from ..weights import trainable
 from ._drift_settings import NonFinite, check_prompts, check_settings, measures
 from ._guards import Guard, Guards, say

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from ..checks import check_fraction, check_number
 from ..errors import Unsupported
-from ..method import ALONE, Between, Context, Host, Method, Site, check_fraction, check_number
+from ..method import Method
+from ..sites import ALONE, Between, Context, Host, Site
 from ._average import check_average, check_steps, decay_of
 from ._guards import limits
 from ._moments import RULES, MomentsRule

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..method import ALONE, Host
+from ..sites import ALONE, Host
 from ..weights import check_same, same
 from ._adaptive import AdaptiveBeta
 from ._average import WeightAverage

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ..method import ALONE, Between, Host, Method, Site
+from ..method import Method
+from ..sites import ALONE, Between, Host, Site
 from ._average import WeightAverage, check_average
 from ._settings import check_patterns, settings_of
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from ..errors import Unsupported, nearest
 from ..measuring.suite import GENERAL
-from ..method import ALONE, Host
+from ..sites import ALONE, Host
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..method import Host, Weights
+from ..sites import Host, Weights
 from ..weights import check_same, local, reshard
 from ._followed import followed
 

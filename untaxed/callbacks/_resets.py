@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..method import ALONE, Between, Context, Host, Method, Site
+from ..method import Method
+from ..sites import ALONE, Between, Context, Host, Site
 from ._elastic_reset import ElasticReset
 from ._elastic_state import ElasticResetState
 from ._moments import MomentsRule

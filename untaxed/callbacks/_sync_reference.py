@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from ..checks import check_fraction
 from ..errors import Unsupported
-from ..method import ALONE, Between, Context, Host, Method, Site, check_fraction
+from ..method import Method
+from ..sites import ALONE, Between, Context, Host, Site
 from ._followed import followed
 from ._reference import Reference, Source, reference_in
 from ._state import COUNT, TENSORS, check_state

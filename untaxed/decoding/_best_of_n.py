@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Unsupported
-from ..method import Context, Method, Site
+from ..method import Method
+from ..sites import Context, Site
 
 
 def best_of_shares(rewards: NDArray[Any], n: int) -> NDArray[np.float64]:

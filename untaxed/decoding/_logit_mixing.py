@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..method import Method, Site
+from ..method import Method
+from ..sites import Site
 from ._logits import check_share
 from ._mixture import LogitMixture
 

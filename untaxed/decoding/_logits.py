@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..method import check_fraction
+from ..checks import check_fraction
 from ..weights import wide
 
 BEYOND = "; logits beyond initial or aligned are not offered here"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..method import Weights
+from ..sites import Weights
 from ..weights import check_same
 from ._rule import Rule, merged
 from ._whole import check_whole

@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..method import Method, Site, Weights, check_fraction
+from ..checks import check_fraction
+from ..method import Method
+from ..sites import Site, Weights
 from ..weights import address, check_same, wide
 from ._rule import Rule, Survey
 from ._whole import check_whole

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..checks import check_number
 from ..counter import CHUNK
-from ..method import check_number
 from ..sparsify import check_density
 
 SAME = 1e-12  # weights whose sum is this near to 1 are taken to sum to 1

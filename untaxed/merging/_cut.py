@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
 from ..errors import SpecError, UsageError
-from ..method import Context
+from ..sites import Context
 from ._blocks import partition
 from ._partition import AS_AVERAGE, AS_RELEASED, Partition, Weighting
 

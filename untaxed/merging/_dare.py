@@ -10,8 +10,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..checks import check_number
 from ..counter import draw_below, mask_key
-from ..method import Method, Site, Weights, check_number
+from ..method import Method
+from ..sites import Site, Weights
 from ..sparsify import Rescale, keep_below
 from ._after import after
 from ._combining import check_kept, checked, elected, of_deltas, only_kept, over_all, pieces, shares, spread

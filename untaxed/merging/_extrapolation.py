@@ -7,7 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..method import Method, Site, Weights, check_number
+from ..checks import check_number
+from ..method import Method
+from ..sites import Site, Weights
 from ._after import after
 from ._rule import merged
 from ._task_arithmetic import TaskArithmeticRule

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..method import check_number
+from ..checks import check_number
 from ._simplex import Array
 
 

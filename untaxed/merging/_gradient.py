@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import DataError, UntaxedError, UsageError
-from ..method import Weights
+from ..sites import Weights
 from ._heterogeneous import Blend, Place, blended, unwrapped
 from ._partition import Partition
 from ._samples import Scope, Tokens, token_nll

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported, UsageError
-from ..method import Weights
+from ..sites import Weights
 from ..weights import address, check_same
 from ._average import _average_one
 from ._partition import Partition

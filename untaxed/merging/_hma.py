@@ -11,8 +11,9 @@ from typing import Any, get_args
 import numpy as np
 from torch import nn
 
+from ..checks import check_number
 from ..errors import DataError, UsageError, nearest
-from ..method import Weights, check_number
+from ..sites import Weights
 from ._gradient import Loss, Measure, measured
 from ._partition import Partition
 from ._samples import Scope, Tokens, token_nll

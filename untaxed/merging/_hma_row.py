@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..method import Context, Making, Method, Need, Site, check_fraction
+from ..checks import check_fraction
+from ..method import Method
+from ..sites import Context, Making, Need, Site
 from ._cut import Blocks, Policies, check_blocks, check_count, check_cut, check_least, cut, short_tag
 from ._heterogeneous import heterogeneous_average
 from ._hma import learn_ratios

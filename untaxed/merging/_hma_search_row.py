@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
+from ..checks import check_fraction
 from ..errors import DataError
-from ..method import Context, Making, Method, Site, check_fraction
+from ..method import Method
+from ..sites import Context, Making, Site
 from ._cut import Blocks, Policies, check_blocks, check_count, check_cut, check_least, cut, short_tag
 from ._goals import Evaluation, Goal, LeastTax, MostReward, points
 from ._heterogeneous import blended, heterogeneous_average

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..method import Method, Need, Site, Weights
+from ..method import Method
+from ..sites import Need, Site, Weights
 from ._after import after_all, check_members
 from ._angles import Angles, cosine
 from ._rule import Rule, Survey, merged

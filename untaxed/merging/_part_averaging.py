@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..checks import check_fraction
 from ..errors import SpecError, nearest
-from ..method import Context, Method, Site, Weights, check_fraction
+from ..method import Method
+from ..sites import Context, Site, Weights
 from ..weights import check_same
 from ._blocks import partition
 from ._cut import Blocks, check_blocks, short_tag

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from ..checks import check_fraction
 from ..errors import UsageError, nearest
-from ..method import check_fraction
 from ._simplex import mean_of
 
 Role = Literal["embedding", "norm", "head", "bias", "router", "other"]

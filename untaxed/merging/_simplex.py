@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..method import check_fraction
+from ..checks import check_fraction
 
 Array = NDArray[np.float64]
 LIMIT = 1e9  # entries further out than this are at a bound whatever they are

@@ -8,7 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..method import Method, Site, Weights, check_fraction
+from ..checks import check_fraction
+from ..method import Method
+from ..sites import Site, Weights
 from ._after import after
 from ._angles import Angles, along_the_arc, check_shares
 from ._combining import combined, largest, spread

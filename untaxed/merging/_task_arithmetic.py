@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..method import check_number
+from ..checks import check_number
 from ._combining import SAME, checked, combined, of_deltas, shares, spread
 from ._rule import Rule, Survey, merged
 

@@ -10,9 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import check_number
 from ..counter import mask_key
 from ..largest import Largest
-from ..method import Method, Site, Weights, check_number
+from ..method import Method
+from ..sites import Site, Weights
 from ..sparsify import kept_count
 from ._after import after
 from ._combining import check_kept, checked, elected, of_deltas, only_kept, over_all, spread

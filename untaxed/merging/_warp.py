@@ -8,7 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..method import Method, Need, Site, Weights, check_fraction
+from ..checks import check_fraction
+from ..method import Method
+from ..sites import Need, Site, Weights
 from ._after import after_all, check_members
 from ._angles import Angles, along_the_arc, check_shares
 from ._combining import of_deltas, shares, spread

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import Unsupported
-from ..method import Context, Method, Site
+from ..method import Method
+from ..sites import Context, Site
 
 ANCHORED = ("dpo", "ipo", "kto", "rloo", "grpo")  # algorithms whose `beta` ties the policy to the initial model
 

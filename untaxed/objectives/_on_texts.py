@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..checks import check_number
 from ..errors import DataError, SpecError, Unsupported, short
-from ..method import Context, Method, Need, Site, check_number
+from ..method import Method
+from ..sites import Context, Need, Site
 
 BACKENDS = ("plain", "ddp", "fsdp2")
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..method import LossTerm, Need, check_number
+from ..checks import check_number
+from ..sites import LossTerm, Need
 from ._losses import negative_log_likelihood
 from ._on_texts import OnTexts, check_batch, check_strength
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import Unsupported
-from ..method import Context, Method, Site
+from ..method import Method
+from ..sites import Context, Site
 from ._on_texts import check_strength
 
 

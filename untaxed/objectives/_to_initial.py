@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, get_args
 
+from ..checks import check_number
 from ..errors import nearest
-from ..method import LossTerm, Need, check_number
+from ..sites import LossTerm, Need
 from ._losses import distillation, forward_kl, reverse_kl
 from ._on_texts import OnTexts, check_batch, check_strength
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..counter import mask_key
-from ..method import Context, Method, Site
+from ..method import Method
+from ..sites import Context, Site
 from ..sparsify import check_density, sparsify
 from ._rows import check_in_step
 from ._sites import Entry

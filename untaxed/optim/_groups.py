@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from ..checks import check_number
 from ..errors import Unsupported
-from ..method import check_number
 from ._adam import KINDS
 from ._rounding import Rounding
 from ._sides import plain_name

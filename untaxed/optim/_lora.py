@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from ..checks import check_number
 from ..errors import Unsupported
-from ..method import Context, Method, Site, check_number
+from ..method import Method
+from ..sites import Context, Site
 
 Targets = Literal["all-linear"] | tuple[str, ...]
 

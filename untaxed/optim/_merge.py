@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..checks import check_number
 from ..consensus import Consensus, consensus
 from ..counter import mask_key
 from ..largest import Reduce
-from ..method import check_number
 from ..sparsify import Rescale as Rescale
 from ..sparsify import check_density, magnitude_mask, random_mask, rescaled
 

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-from ..method import Context, Method, Site, check_number
+from ..checks import check_number
+from ..method import Method
+from ..sites import Context, Site
 from ._rows import check_in_step
 from ._sites import Entry
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from ..consensus import Consensus
 from ..errors import SpecError, Unsupported
-from ..method import Context, Method, Need, Site
+from ..method import Method
+from ..sites import Context, Need, Site
 from ..sparsify import Rescale
 from ._merge import DeltaMask, Merging, Pull, Sparsify
 from ._online import Direction, MergeUpdate, check_direction

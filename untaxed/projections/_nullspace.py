@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..method import ALONE, Host
 from ..optim import Entry
+from ..sites import ALONE, Host
 from ._processes import summed
 from ._protect import Protect, check_prompts
 from ._settings import check_choices, check_count

@@ -10,10 +10,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_number
 from ..errors import DataError
 from ..measuring.batching import context_length
-from ..method import ALONE, Host, check_number
 from ..optim import Entry, plain_name
+from ..sites import ALONE, Host
 from ._gradients import reference_gradients
 from ._losses import Loss, ReferenceSet, Rows, check_sets, reference_sets
 from ._settings import check_choices, check_count

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from ..errors import SpecError, Unsupported
-from ..method import INPUTS, Context, Method, Need, Site
+from ..method import Method
 from ..optim import check_in_step
+from ..sites import INPUTS, Context, Need, Site
 from ..values import typed
 from ._layers import BLOCKS, check_rank, linear_layers
 from ._losses import Loss, check_sets

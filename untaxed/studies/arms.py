@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SpecError
-from ..method import Context, Method, Need
+from ..method import Method
+from ..sites import Context, Need
 from .written import Part, parts_of, sweep_of
 
 Chain = tuple[Method, ...]  # methods in the order in which they act

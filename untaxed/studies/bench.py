@@ -19,8 +19,8 @@ from ..errors import SpecError
 from ..measuring import Subject, Suite
 from ..measuring.lm_eval_tasks import LmEvalSpec, task_files
 from ..measuring.suite_spec import SuiteSpec, reward_files
-from ..method import Context
 from ..rows import RowsSource
+from ..sites import Context
 from ..together import check_overridden, check_together
 from ..training import ALGORITHMS, Task, check_arguments, check_training, with_meter
 from ..training.arguments import free_every

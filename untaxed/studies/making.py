@@ -25,7 +25,8 @@ from ..errors import RunFailed, SpecError
 from ..measuring import Sampling, measure, undisturbed
 from ..measuring.rewards import rewards_of
 from ..measuring.sampling import sample
-from ..method import Making, Method, Responses, Weights
+from ..method import Method
+from ..sites import Making, Responses, Weights
 from .arms import Chain, RunPlan, variant_name
 from .bench import Bench
 from .points import Point

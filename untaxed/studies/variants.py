@@ -12,7 +12,7 @@ from ..checkpoints import save_model
 from ..errors import RunFailed, StoreError
 from ..measuring import measure
 from ..measuring.suite import SPLITS, Split
-from ..method import Weights
+from ..sites import Weights
 from .arms import INITIAL, Chain, RunPlan, variant, writes_weights
 from .bench import Bench
 from .card import write_card

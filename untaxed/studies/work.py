@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UntaxedError
-from ..method import Context, Method, Need
+from ..method import Method
+from ..sites import Context, Need
 from .arms import ArmPlan, RunPlan, check_arms, member_keys, plan_arms, plan_runs, setting_key, trainings, variant
 from .begin import begun
 from .endings import has_weights, lacks_kept, lacks_weights, record_failure

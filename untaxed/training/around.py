@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..method import Host, Setting
+from ..sites import Host, Setting
 from .held_out import held_out
 from .reference import reference_tensors
 from .steering import log_beside, save_policy, scale_lr, stop

@@ -15,7 +15,8 @@ from ..callbacks import DriftMeter, DriftMeterState
 from ..callbacks._followed import lent
 from ..callbacks._state import COUNT, Check, check_state
 from ..errors import StoreError, Unsupported
-from ..method import ALONE, Between, Method, Shown
+from ..method import Method
+from ..sites import ALONE, Between, Shown
 from ..together import check_together
 from ..weights import trainable
 from .around import host_of

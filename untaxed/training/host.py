@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..errors import Unsupported
-from ..method import Context, Method
+from ..method import Method
+from ..sites import Context
 from ..weights import trainable
 from .adapters import check_adapter
 from .algorithms import ALGORITHMS

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..method import Host, Method
+from ..method import Method
 from ..optim import MergeUpdate, Merging, OnDAREAdamW, Pipeline, plain_name
+from ..sites import Host
 from ..weights import trainable
 from .host import policy
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..method import INPUTS, Method, Need
+from ..method import Method
 from ..optim import sft_delta
+from ..sites import INPUTS, Need
 from .task import Task
 
 FIELDS: Mapping[Need, str] = {**INPUTS, "prompts": "prompts"}  # the last are the alignment's own

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checks import check_fraction
 from ..errors import DataError
-from ..method import check_fraction
 from .apart import is_first
 
 RECORD = "best.json"

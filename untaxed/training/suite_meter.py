@@ -15,7 +15,8 @@ from ..callbacks._state import COUNT, check_state
 from ..errors import StoreError, Unsupported
 from ..frontier import retention
 from ..measuring import Subject, Suite, measure, own_precision
-from ..method import ALONE, Between, Context, Host, Method, Site
+from ..method import Method
+from ..sites import ALONE, Between, Context, Host, Site
 from .apart import ReadsSaved, from_first, read_apart, sharded
 from .keep_best import KeepBest
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..measuring.suite import Reward, Suite
-from ..method import Need
+from ..sites import Need
 
 Row = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ from ..callbacks._state import COUNT, check_state
 from ..errors import DataError, StoreError, Unsupported
 from ..measuring.batching import context_length
 from ..measuring.encoding import encode
-from ..method import LossTerm
+from ..sites import LossTerm
 from .host import policy
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from torch import nn
 
 from ..checkpoints import disk_is_full, load_model, load_tokenizer, no_bars
 from ..errors import CheckpointError, DataError, RunFailed, SpecError, UntaxedError, last_line, require
-from ..method import Context, Method
+from ..method import Method
+from ..sites import Context
 from ..together import check_overridden, check_together
 from .adapters import adapter_of, check_targets, seeded, trains_adapter
 from .algorithms import Algorithm, algorithm
