@@ -265,7 +265,7 @@ def _text(line: bytes, file: Path, number: int) -> str:
         return line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         at = f"byte {line[error.start]:#04x} at place {error.start + 1}"
-        raise DataError(f"{file}, row {number}: not text in UTF-8 ({at}); save the file as UTF-8") from None
+        raise DataError(f"{file}, line {number}: not text in UTF-8 ({at}); save the file as UTF-8") from None
 
 
 def _jsonl(file: Path) -> Iterator[Row]:

@@ -54,7 +54,7 @@ def _line(model: type[BaseModel], value: Any, error: Any, at: str) -> str:
     if error["type"] in ("too_short", "string_too_short"):
         return f"{path}: is empty; give at least {error['ctx']['min_length']}"
     if error["input"] is None and path and error["type"] in KEYS_OR_LIST:
-        return f"{path}: has no value; give one, or leave the key out"
+        return f"{path}: has no value; give one, or leave out the key where it is not required"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     message = re.sub(r"^(Input|String|List|Tuple) should", "should", message).split("\n")[0]
     got = "" if error["type"] in ("value_error", "assertion_error") else f", got {short(error['input'], 60)}"

@@ -25,8 +25,9 @@ from untaxed.cli import app
 from untaxed.comparison import compare, measure
 from untaxed.comparison.compare import _subject, paired
 from untaxed.comparison.models import opened
-from untaxed.comparison.numbers import Scored
+from untaxed.comparison.numbers import Scored, _value
 from untaxed.comparison.suite_file import load_suite
+from untaxed.comparison.verdict import verdict
 from untaxed.errors import CheckpointError, DataError, SpecError, StoreError
 from untaxed.measuring.quantiles import t_quantile
 from untaxed.reporting import measured, measured_card, measured_csv, measured_page
@@ -383,8 +384,8 @@ def test_the_command_prints_and_writes(models: Path, suite: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("abilities=null", "abilities: has no value; give one, or leave the key out"),
-        ("preferences=null", "preferences: has no value; give one, or leave the key out"),
+        ("abilities=null", "abilities: has no value; give one, or leave out"),
+        ("preferences=null", "preferences: has no value; give one, or leave out"),
         ("dirft=[]", "unknown key 'dirft'; did you mean 'drift'"),
         ("prompts.path=nowhere.jsonl", "nowhere.jsonl: no such file"),
     ],
@@ -441,12 +442,15 @@ def test_a_directory_is_one_measurements_at_a_time(
     suite: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare, "locked", partial(locked, patience_s=0))
-    (tmp_path / "scores").mkdir()
-    (tmp_path / "scores" / ".tmp-left").write_text("by a kill")
+    others = [tmp_path / "other" / ".tmp-theirs" / "file", tmp_path / ".tmp-folder" / "file", tmp_path / ".x.partial"]
+    for file in (tmp_path / "scores" / ".tmp-left", tmp_path / ".tmp-left", *others):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("by a kill, or somebody else's")
     with locked(tmp_path / ".lock", what="it"), pytest.raises(StoreError, match=r"the measurement in .* is in use by"):
         measure([models / "far"], models / "initial", suite, tmp_path)
     measure([models / "far"], models / "initial", suite, tmp_path)
-    assert not list(tmp_path.rglob(".tmp-*"))
+    assert not list(tmp_path.rglob(".tmp-left"))
+    assert all(file.exists() for file in others)
 
 
 def test_without_reward_and_ability_the_drift_is_the_verdict(models: Path, tmp_path: Path, suite: Path) -> None:
@@ -456,12 +460,32 @@ def test_without_reward_and_ability_the_drift_is_the_verdict(models: Path, tmp_p
     assert summary["verdict"] == "far: forward_kl {mean:.3g} ({low:.3g} to {high:.3g}).".format(**value)
 
 
+def test_what_could_not_be_measured_is_the_verdict_where_nothing_could(
+    models: Path, tmp_path: Path, suite: Path
+) -> None:
+    (tmp_path / "suite.yaml").write_text(f"prompts: {{path: {suite.parent / 'prompts.jsonl'}}}\n")
+    summary = measure([models / "other"], models / "initial", tmp_path / "suite.yaml", tmp_path / "out").summary
+    why = "its tokenizer is not initial's, so that tokens cannot be compared"
+    assert summary["verdict"] == f"other: nothing could be measured: {why}."
+    entry = {
+        "name": "m",
+        "reward": {},
+        "drift": {},
+        "tax": {"select": {"mean": None}},
+        "abilities": {"a": {"why": "so"}},
+    }
+    assert verdict([entry], {})["verdict"] == "m: no ability could be measured: so."
+
+
 def test_a_share_of_which_no_item_differs_has_a_width(models: Path, tmp_path: Path, suite: Path) -> None:
     loaded = load_suite(suite, ["drift=[refusal]"])
     [entry] = measure([models / "far"], models / "initial", loaded, tmp_path).summary["models"]
     value = entry["drift"]["refusal"]["value"]
     assert (value["mean"], value["low"]) == (0, 0)
     assert value["high"] == pytest.approx(1 - 0.025 ** (1 / value["n"]))  # 0 of n: (1 - p)^n = 0.025
+    one = next(one for one in loaded.suite.measures if one.name == "written")
+    value = _value(one, np.ones(1001), np.ones((30, 1))).json()
+    assert (value["low"], value["high"]) == (pytest.approx(0.025 ** (1 / 30)), 1)  # all of n: p^n = 0.025
 
 
 def test_an_item_that_no_model_can_read_is_named_with_the_model(suite: Path, models: Path, tmp_path: Path) -> None:

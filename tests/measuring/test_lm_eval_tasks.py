@@ -20,6 +20,11 @@ def mean(values):
     return sum(values) / len(values)
 
 
+def get_git_commit_hash():
+    """As the harness has it beside `simple_evaluate`: git complains on the terminal where there is no repository."""
+    return "asked"
+
+
 class Task:
     eval_docs = DOCUMENTS
 
@@ -53,7 +58,7 @@ def harness(monkeypatch):
         return settings
 
     def simple_evaluate(model, tasks, samples, **settings):
-        calls.append({"model": model, "samples": samples, **settings})
+        calls.append({"model": model, "samples": samples, "commit": get_git_commit_hash(), **settings})
         rows = []
         for rule in ("strict", "loose"):
             for number in reversed(samples["quiz"]):
@@ -90,6 +95,7 @@ def test_scores_are_those_of_every_document_in_order(harness, model, tokenizer, 
     assert first.scores["abilities.q"].tolist() == again.scores["abilities.q"].tolist()
     assert (call["num_fewshot"], call["model"]["batch_size"], call["apply_chat_template"]) == (2, 3, False)
     assert call["model"]["pretrained"] is model  # no copy, no second load
+    assert (call["commit"], get_git_commit_hash()) == (None, "asked")
     reading(ability, model, tokenizer, "validation")
     assert not set(harness[-1]["samples"]["quiz"]) & set(numbers)
 
@@ -149,7 +155,7 @@ def test_a_sharded_model_is_refused_in_the_loop(harness, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"lm_eval": "quizz"}, SpecError, r"unknown task 'quizz'; did you mean 'quiz'\?"),
+        ({"lm_eval": "quizz"}, SpecError, r"unknown task 'quizz' \(did you mean 'quiz'\?\)"),
         ({"lm_eval": "group"}, SpecError, "'group' is a group; name its tasks one by one: other, quiz"),
         ({"lm_eval": "broken"}, DataError, "'broken': its data cannot be read: no hub here"),
         ({"metric": "ac"}, SpecError, r"unknown metric 'ac'; did you mean 'acc'\?"),

@@ -168,10 +168,10 @@ def test_damaged_files(tmp_path: Path) -> None:
             read_rows(RowsSource(path=str(tmp_path / name)))
 
 
-def test_text_that_is_not_utf_8_is_named_with_its_row(tmp_path: Path) -> None:
+def test_text_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None:
     rows = [json.dumps({"text": f"row {n}"}).encode() for n in range(40)] + ['{"text": "é"}'.encode("latin-1")]
     (tmp_path / "latin.jsonl").write_bytes(b"\n".join(rows))
-    with pytest.raises(DataError, match=r"latin\.jsonl, row 41: not text in UTF-8 \(byte 0xe9 at place 11\)"):
+    with pytest.raises(DataError, match=r"latin\.jsonl, line 41: not text in UTF-8 \(byte 0xe9 at place 11\)"):
         read_rows(RowsSource(path=str(tmp_path / "latin.jsonl")))
 
 

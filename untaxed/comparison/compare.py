@@ -19,7 +19,7 @@ from ..measuring.subject import TOO_LONG
 from ..measuring.suite import SPLITS, Measure, Split
 from ..studies.cache import default_cache, told
 from ..studies.record import host, versions
-from ..studies.store import VERSION, clean, disk_errors, locked, write_json
+from ..studies.store import VERSION, disk_errors, locked, write_json
 from . import power
 from .examples import examples
 from .models import Model, check_chat, opened, other_tokens, same_tokenizer, taken, tell_apart
@@ -110,16 +110,16 @@ def counting(models: int) -> tuple[Split, ...]:
 
 def _check_place(directory: Path) -> None:
     """Raises `StoreError` where the scores could not be kept, before anything is computed."""
-    if directory.is_file():
-        raise StoreError(f"{directory} is a file; name a directory")
-    if (directory / "config.json").exists():
-        raise StoreError(f"{directory} holds a model; name another directory")
-    if (directory / "study.json").exists():
-        raise StoreError(f"{directory} holds a study, whose report would be written over; name another directory")
     with disk_errors(directory):
+        if directory.is_file():
+            raise StoreError(f"{directory} is a file; name a directory")
+        if (directory / "config.json").exists():
+            raise StoreError(f"{directory} holds a model; name another directory")
+        if (directory / "study.json").exists():
+            raise StoreError(f"{directory} holds a study, whose report would be written over; name another directory")
         folder(directory).mkdir(parents=True, exist_ok=True)
     if not os.access(folder(directory), os.W_OK):
-        raise StoreError(f"{folder(directory)}: cannot be written: Permission denied")
+        raise StoreError(f"{folder(directory)}: cannot be written: see its permissions, or name another")
 
 
 @contextlib.contextmanager
@@ -133,7 +133,9 @@ def _held(directory: Path, *, alone: bool) -> Iterator[None]:
         yield
         return
     with locked(directory / ".lock", what=f"the measurement in {directory}"):
-        clean(directory)
+        for left in (*directory.glob(".tmp-*"), *folder(directory).glob(".tmp-*")):
+            if left.is_file():  # ours are files; what else lies in this directory is somebody's
+                left.unlink(missing_ok=True)
         yield
 
 

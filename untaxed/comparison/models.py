@@ -107,7 +107,7 @@ def other_tokens(model: Model, start: Model) -> str | None:
 
 def _other_vocabulary(model: Model, start: Model) -> str | None:
     ours, theirs = (_vocabulary(one.path) for one in (model, start))
-    if ours == theirs:
+    if ours == theirs or not (ours and theirs):
         return None
     return f"its probabilities are of {ours:,} tokens and initial's of {theirs:,}, so that they cannot be compared"
 

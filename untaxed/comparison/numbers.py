@@ -112,7 +112,8 @@ def _interval(quantity: Array, items: int) -> Interval:
 def _value(one: Measure, quantity: Array, scores: Array) -> Interval:
     """The interval of a number; that of a share ends where shares do.
 
-    Where all items of a share are alike no resample differs: the other end is then Clopper and Pearson's.
+    Where no item has any of it, or every item all of it, no resample differs: the other end is then Clopper and
+    Pearson's.
     """
     found = _interval(quantity, len(scores))
     share = one.unit.startswith("share") or (one.group == "abilities" and one.statistic == "mean")

@@ -57,7 +57,13 @@ def _of_front(front: Sequence[str], best: int, entries: Mapping[str, Entry]) -> 
 def _sentence(entry: Entry) -> str:
     said = [part for part in (_gain(entry), _cost(entry)) if part] or _others(entry)
     losses = [_losses(entry)] if entry["abilities"] else []
-    return "; ".join(filter(None, [", ".join(said), *losses])) + "."
+    found = [", ".join(said), *losses]
+    return ("; ".join(filter(None, found)) or f"nothing could be measured: {_why(entry)}") + "."
+
+
+def _why(entry: Entry) -> str:
+    measures = (one for group in ("reward", "abilities", "drift") for one in entry[group].values())
+    return next((one["why"] for one in measures if "why" in one), "the suite has nothing for it")
 
 
 def _gain(entry: Entry) -> str:
@@ -74,13 +80,16 @@ def _cost(entry: Entry) -> str:
 
 def _others(entry: Entry) -> list[str]:
     """What there is to say without a reward and a tax: what each model was compared with initial by."""
-    known = [(name, one["value"]) for group in ("reward", "drift") for name, one in entry[group].items()]
-    return [f"{name} {_spanned(value, '.3g')}" for name, value in known if value["mean"] is not None][:MOST]
+    values = [(name, one["value"]) for group in ("reward", "drift") for name, one in entry[group].items()]
+    known = [(name, value) for name, value in values if value["mean"] is not None]
+    return [f"{name} {_spanned(value, '.3f' if abs(value['mean']) >= 1 else '.3g')}" for name, value in known[:MOST]]
 
 
 def _losses(entry: Entry) -> str:
     known = [name for name, one in entry["abilities"].items() if one.get("q") is not None]
     real = real_losses(entry["abilities"])
+    if not known and all("why" in one for one in entry["abilities"].values()):
+        return f"no ability could be measured: {_why({**entry, 'reward': {}})}"
     if not known:
         return "no ability was measured of which initial has enough to lose"
     if not real and len(known) == 1:

@@ -38,7 +38,7 @@ class Price:
 
 
 def _money(amount: float) -> str:
-    return f"{amount:.2g}" if 0 < amount < 0.01 else f"{amount:.2f}"
+    return f"{amount:.6f}".rstrip("0") if 1e-6 < amount < 0.01 else f"{amount:.2f}"
 
 
 class EndpointJudge:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import DataError, SpecError, Unsupported, UntaxedError, last_line, nearest, require
+from ..errors import DataError, SpecError, Unsupported, UntaxedError, last_line, meant, nearest, require
 from ..rows import fraction
 from .lm_eval_resume import resuming
 from .subject import Subject
@@ -117,7 +117,7 @@ def _task(spec: LmEvalSpec, directory: Path) -> tuple[Any, Any]:
     with _quiet():
         manager = tasks.TaskManager(include_path=include)
         if spec.lm_eval not in manager.all_tasks:
-            near = nearest(spec.lm_eval, manager.all_tasks).partition(" known:")[0].rstrip(";")
+            near = meant(spec.lm_eval, manager.all_tasks)
             raise SpecError(f"lm_eval: unknown task {spec.lm_eval!r}{near}; `lm-eval ls tasks` lists all")
         try:
             loaded = manager.load([spec.lm_eval])["tasks"]

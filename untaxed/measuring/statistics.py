@@ -4,8 +4,9 @@ A measure keeps k *sufficient statistics* an item, an array (items, k). A statis
 into the number, so that the number of any resample of the items is one matrix product away.
 
 What an interval is made from is always an array of *draws*, (1 + replicates, seeds): row 0 holds the values themselves,
-each further row the values on one resample of the items. Retention, tax, differences and areas are computed on whole
-arrays of draws by the same formula, so every interval carries the noise of all items that went into it.
+each further row the values on one resample of the items. Differences, taxes and areas are computed on whole arrays of
+draws by the same formula, so every interval carries the noise of all items that went into it; retention, a ratio, to
+first order around what was measured (`untaxed.frontier.retained`).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Line:
         name: The measure's.
         unit: What it counts.
         initial, value, change: What the initial model has, what this one has, and the difference.
-        adjusted: p of no difference, adjusted for the number of abilities; a dash elsewhere.
+        adjusted: p of no difference, adjusted for the number of abilities that can be lost; a dash elsewhere.
         items: "12 lost, 3 won of 200", of a win rate also "tied" and "undefined"; "1,234 tokens" that a mean is over;
             empty where items are neither.
         real: Whether an ability's loss stands after the adjustment.
@@ -161,8 +161,8 @@ def footnotes(summary: Summary) -> list[str]:
     items = "all items" if summary["items"] == "all" else "the items of test"
     return [
         f"95 % intervals over {items}, the same for all models; other seeds of a training may do otherwise.",
-        "A loss is clear of zero when its p, adjusted for the number of abilities (Benjamini-Hochberg), is below "
-        f"{LEVEL:g}.",
+        "A loss is clear of zero when its p, adjusted for the number of abilities that can be lost "
+        f"(Benjamini-Hochberg), is below {LEVEL:g}.",
         *(f"Left out of the tax: {left['ability']} ({left['why']})." for left in summary["left_out"]),
     ]
 

@@ -14,7 +14,7 @@ Summary = Mapping[str, Any]
 def decimals(*values: float | None) -> int:
     """How many decimals tell numbers of this size apart: three below 10, fewer above, more below 0.001."""
     size = max((abs(value) for value in values if value is not None), default=0.0)
-    if 1e-9 < size < 1e-3:
+    if 1e-6 <= size < 1e-3:
         return 1 - math.floor(math.log10(size))  # two digits
     return 3 if size < 10 else 1 if size < 1000 else 0
 
