@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/untaxed demo --out $(DEMO)
 
 test: install
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check untaxed tests benchmarks studies

@@ -21,6 +21,17 @@ torch.set_num_threads(1)
 atexit.register(shutil.rmtree, os.environ["UNTAXED_CACHE"], ignore_errors=True)
 
 
+LONGEST = (  # files, by what they take: begun first, so that all processes end at about the same time
+    *("test_sharded.py", "test_workers.py", "test_members.py", "test_study.py", "test_endings.py", "test_documents.py"),
+    *("test_read_apart.py", "test_sharded_projections.py", "test_sharded_merging.py", "test_recipes_like_mergekit.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: names.get(item.path.name, len(names)))
+
+
 @pytest.fixture(scope="session")
 def tiny_initial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with its tokenizer; not to be written to."""
