@@ -14,7 +14,7 @@ from ..frontier import retained
 from ..frontier.points import CLEAR
 from ..measuring.multiple import LEVEL, benjamini_hochberg
 from ..measuring.paired import paired_difference
-from ..measuring.statistics import Array, Interval, draws, item_weights, undefined
+from ..measuring.statistics import NOT_FINITE, Array, Interval, draws, item_weights, undefined
 from ..measuring.suite import Measure, Suite, per_token
 from .scores import Splits
 
@@ -104,7 +104,7 @@ def _draws(one: Measure, *scores: Array | None) -> Array:
 
 def _interval(quantity: Array, items: int) -> Interval:
     if not np.isfinite(quantity).all():
-        return undefined("not a finite number on every resample of the items", items)
+        return undefined(NOT_FINITE, items)
     mean, half = float(quantity[0]), HALF * float(quantity[1:].std(ddof=1))
     return Interval(mean, mean - half, mean + half, items)
 

@@ -68,3 +68,20 @@ def check_adam(group: Mapping[str, Any]) -> None:
         if not parameter.is_floating_point():
             kind = str(parameter.dtype).removeprefix("torch.")
             raise Unsupported(f"{name!r} is {kind}: only real floating-point parameters can be merged")
+
+
+def give_names(groups: list[dict[str, Any]], names: Iterable[str] | None) -> None:
+    """Writes the names into the groups, where torch puts those of `named_parameters()`."""
+    count = sum(len(group["params"]) for group in groups)
+    if names is None:
+        if any("param_names" not in group for group in groups):
+            raise ValueError(
+                "the parameters have no names: build the optimizer from model.named_parameters(), or pass names=[…] "
+                "in the order of its parameters"
+            )
+        return
+    given = list(names)
+    if len(given) != count:
+        raise ValueError(f"names must be one a parameter: {count} parameters, got {len(given)} names")
+    for group in groups:
+        group["param_names"], given = given[: len(group["params"])], given[len(group["params"]) :]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import RunFailed, Unsupported
 from ..weights import local
-from ._groups import check_names
+from ._groups import check_names, give_names
 from ._nested import base_of, check_saved, nest, own_of
 from ._place import any_true, place_of
 from ._rounding import Rounding, added
@@ -81,7 +81,7 @@ class Pipeline(torch.optim.Optimizer):
         self._own: dict[str, dict[str, Any]] = {}  # name -> step, initial, "update.0" -> that function's state
         self.__setstate__({})  # torch's: the hooks of an optimizer
         self._sites = functions_of({"gradient": gradient, "update": update, "displacement": displacement})
-        _give_names(self.param_groups, names)
+        give_names(self.param_groups, names)
         for group in self.param_groups:
             self._adopt(group)
 
@@ -408,23 +408,6 @@ class Pipeline(torch.optim.Optimizer):
         for function in self._functions():
             for setting, key in function.settings.items():
                 group.setdefault(key, function.rule.defaults[setting])
-
-
-def _give_names(groups: list[dict[str, Any]], names: Iterable[str] | None) -> None:
-    """Writes the names into the groups, where torch puts those of `named_parameters()`."""
-    count = sum(len(group["params"]) for group in groups)
-    if names is None:
-        if any("param_names" not in group for group in groups):
-            raise ValueError(
-                "the parameters have no names: build the optimizer from model.named_parameters(), or pass names=[…] "
-                "in the order of its parameters"
-            )
-        return
-    given = list(names)
-    if len(given) != count:
-        raise ValueError(f"names must be one a parameter: {count} parameters, got {len(given)} names")
-    for group in groups:
-        group["param_names"], given = given[: len(group["params"])], given[len(group["params"]) :]
 
 
 def _check_choices(base: object, rounding: str, nonfinite: str) -> None:
