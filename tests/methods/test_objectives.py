@@ -65,6 +65,12 @@ def test_temperature_1_is_the_forward_kl_and_a_high_one_the_difference_of_logits
     torch.testing.assert_close(hot, (policy - initial).var(-1, unbiased=False) / 2, rtol=1e-3, atol=1e-3)
 
 
+def test_logits_are_softened_in_float32() -> None:
+    policy, initial = logits(1).bfloat16(), logits(2).bfloat16()
+    exact = distillation(policy.double(), initial.double(), temperature=3.0)
+    torch.testing.assert_close(distillation(policy, initial, temperature=3.0).double(), exact, rtol=1e-5, atol=1e-6)
+
+
 def test_the_likelihood_is_that_of_the_targets() -> None:
     targets = torch.tensor([0, 1, 2, 3, 6])
     expected = -logits(1).log_softmax(-1)[torch.arange(5), targets]

@@ -171,3 +171,16 @@ def test_in_a_trainer_they_act_beside_other_sites(tmp_path: Path) -> None:
     for name, tensor in trainable(model).items():
         assert (tensor != initial[name]).float().mean() <= 0.42, name
         assert (tensor - initial[name]).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_in_bfloat16_a_pull_below_half_an_ulp_needs_stochastic_rounding(rounding: Any) -> None:
+    """60 pulls of 5 % leave 0.005 of 0.1; near 1 bfloat16 has steps of 0.008, and nearest rounding stays at 0.08."""
+    weight = nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
+    rule = L2(strength=0.5).displacement_rule()
+    optimizer = Pipeline(torch.optim.SGD([("w", weight)], lr=0.1), displacement=rule, rounding=rounding)
+    for step in range(61):
+        weight.grad = torch.full_like(weight, -1.0 if step == 0 else 0.0)
+        optimizer.step()
+    left = (weight.detach().float() - 1).mean().item()
+    assert left > 0.05 if rounding == "nearest" else abs(left) < 0.01

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from untaxed.checkpoints import load_model, load_tokenizer
-from untaxed.errors import DataError, Unsupported
+from untaxed.errors import DataError, StoreError, Unsupported
 from untaxed.optim import Pipeline
 from untaxed.projections import NullSpace, Protect, covariances, linear_layers
 from untaxed.projections._covariance import texts_of
@@ -138,6 +138,20 @@ def test_a_projected_update_holds_and_a_projected_gradient_does_not_under_adam(
     assert low <= share <= high
 
 
+@pytest.mark.parametrize("site", ["update", "gradient"])
+def test_where_updates_or_gradients_are_projected_nothing_is_owed(model: Any, tokenizer: Any, site: str) -> None:
+    """Frozen weights, weights at rate 0, and weights that were replaced stay what they are."""
+    model.model.layers[0].requires_grad_(False)
+    optimizer = built(model, tokenizer, site=site)
+    train(model, optimizer, 2)
+    optimizer.restart(model.parameters())
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(model, optimizer, 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer.flush()
+    assert same(before, model.state_dict())
+
+
 def test_only_protected_layers_keep_a_copy_of_their_initial_weights(model: Any, tokenizer: Any) -> None:
     optimizer = built(model, tokenizer, Protect(threshold="rank", value=4, layers="mlp"))
     train(model, optimizer, 1)
@@ -176,6 +190,26 @@ def test_a_resume_within_an_interval_is_equal_to_the_bit(model: Any, tokenizer: 
     assert same(before, trainable(resumed))
 
 
+@pytest.mark.parametrize(
+    "other", [NullSpace(PROMPTS[:-1], FEW), NullSpace(PROMPTS, Protect(threshold="rank", value=9))]
+)
+def test_a_saved_state_of_other_prompts_or_settings_is_refused(model: Any, tokenizer: Any, other: NullSpace) -> None:
+    optimizer = built(model, tokenizer)
+    train(model, optimizer, 2)
+    base = torch.optim.AdamW(model.named_parameters(), lr=1e-2)
+    again = Pipeline(base, displacement=other.bind(model, Host(tokenizer=tokenizer)))
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    with pytest.raises(StoreError, match="the saved state belongs to other general prompts, or to other settings"):
+        train(model, again, 1)
+
+
+def test_a_layer_whose_weight_is_another_modules_too_is_refused(model: Any, tokenizer: Any) -> None:
+    model.lm_head.weight = model.model.embed_tokens.weight
+    assert len(linear_layers(model)) == 14
+    with pytest.raises(Unsupported, match=r"the weight of 'lm_head' is that of 'model.embed_tokens' as well \(tied\)"):
+        built(model, tokenizer, Protect(threshold="rank", value=4, layers=["lm_head", "*.down_proj"])).step()
+
+
 def test_a_flush_right_after_a_resume_projects_what_is_owed(model: Any, tokenizer: Any) -> None:
     optimizer = built(model, tokenizer, every=3)
     train(model, optimizer, 2)
@@ -210,12 +244,12 @@ def test_looking_leaves_no_trace(model: Any, tokenizer: Any) -> None:
 
 
 def test_layers_without_a_free_direction_are_named_and_where_all_are_refused(model: Any, tokenizer: Any) -> None:
-    some = Protect(threshold="rank", value=32)  # all 32 inputs of the narrow layers, half of down_proj's 64
-    with pytest.warns(UserWarning, match=r"12 of 14 protected layers .*layers.0.self_attn.q_proj \(rank 32 of 32\)"):
+    some = Protect(threshold="rank", value=32, layers=["*.1.*"])  # all 32 of the narrow layers, half of down_proj's 64
+    with pytest.warns(UserWarning, match=r"6 of 7 protected layers .*layers.1.self_attn.q_proj \(rank 32 of 32\)"):
         found = some.subspaces(model, tokenizer, PROMPTS)
     moved = torch.randn(5, 32)
-    assert not found["model.layers.0.self_attn.q_proj"].remove(moved).any()
-    every = Protect(threshold="rank", value=32, layers=["*q_proj"])
+    assert not found["model.layers.1.self_attn.q_proj"].remove(moved).any()
+    every = Protect(threshold="rank", value=32, layers=["*.1.*q_proj"])
     with pytest.raises(Unsupported, match=r"no protected layer has a free direction, .*q_proj \(rank 32 of 32\)"):
         every.subspaces(model, tokenizer, PROMPTS)
 
@@ -223,6 +257,8 @@ def test_layers_without_a_free_direction_are_named_and_where_all_are_refused(mod
 def test_too_few_tokens_are_refused_for_a_rank_and_told_otherwise(model: Any, tokenizer: Any) -> None:
     with pytest.raises(DataError, match="have 2 tokens, fewer than the 10 directions that are to be protected"):
         FEW.subspaces(model, tokenizer, ["w1 w2"])
+    with pytest.raises(DataError, match=r"layers.0.self_attn.q_proj': 10 directions .* the inputs span 3 of 32 beyond"):
+        FEW.subspaces(model, tokenizer, ["w1 w2 w3"] * 9)  # enough tokens, and the same ones
     with pytest.warns(UserWarning, match="have 2 tokens and span at most so many of a layer's 64 input directions"):
         found = Protect().subspaces(model, tokenizer, ["w1 w2"])
     assert {sub.rank for sub in found.values()} <= {1, 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from untaxed.errors import DataError, RunFailed
+from untaxed.checkpoints import load_model, load_tokenizer
+from untaxed.errors import DataError, RunFailed, StoreError
 from untaxed.optim import Pipeline, plain_name
 from untaxed.projections import Orthogonal, reference_gradients, reference_sets
 from untaxed.sites import Host
@@ -54,6 +56,13 @@ def gradients(model: nn.Module, batches: Any) -> dict[str, torch.Tensor]:
     twin = copy.deepcopy(model).eval()
     loss = sum(squared(twin, batch) for batch in batches) / len(batches)
     return dict(zip(dict(twin.named_parameters()), torch.autograd.grad(loss, list(twin.parameters()))))
+
+
+def gradients_of(model: nn.Module, batches: Any, names: list[str]) -> dict[str, torch.Tensor]:
+    """Of some parameters, where others need none."""
+    twin = copy.deepcopy(model).eval()
+    loss = sum(squared(twin, batch) for batch in batches) / len(batches)
+    return dict(zip(names, torch.autograd.grad(loss, [twin.get_parameter(name) for name in names])))
 
 
 @pytest.mark.parametrize("scope", ["tensor", "model"])
@@ -214,19 +223,102 @@ def test_half_precision_weights_are_projected_in_float32() -> None:
     sets = {name: [tuple(t.bfloat16() for t in batch) for batch in batches] for name, batches in SETS.items()}
     optimizer = built(model, sets)
     (squared(model, tuple(t.bfloat16() for t in data(1)))).backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
     optimizer.step()
     assert {tensor.dtype for tensor in trainable(model).values()} == {torch.bfloat16}
-    states = [optimizer._own[name]["gradient.0"]["direction.0"].dtype for name in trainable(model)]
-    assert set(states) == {torch.float32}
+    for name, p in model.named_parameters():
+        state = optimizer._own[name]["gradient.0"]
+        assert state["direction.0"].dtype == torch.float32
+        for number in range(len(SETS)):  # what rounding to bfloat16 leaves along a direction, of what was there
+            along = [float((one.float() * state[f"direction.{number}"]).sum()) for one in (before[name], p.grad)]
+            assert abs(along[1]) < 4e-3 * before[name].float().norm()
+        assert not torch.equal(before[name], p.grad)
 
 
-def test_parameters_of_other_optimizers_and_frozen_ones_are_no_matter() -> None:
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_parameters_of_other_optimizers_and_frozen_ones_are_no_matter(scope: str) -> None:
     model = network()
     model[3].bias.requires_grad_(False)
-    rule = Orthogonal(SETS, loss=squared).bind(model)
-    named = [(name, p) for name, p in model.named_parameters() if name.startswith("0")]
+    frozen = model[3].bias.clone()
+    rule = Orthogonal(SETS, loss=squared, scope=scope).bind(model)
+    named = [(name, p) for name, p in model.named_parameters() if name != "0.bias"]
+    others = torch.optim.SGD([model[0].bias], lr=0.1)
+    references = [
+        gradients_of(model, batches, [name for name, p in named if p.requires_grad]) for batches in SETS.values()
+    ]
     step(model, Pipeline(torch.optim.SGD(named, lr=0.1), gradient=rule), 1)
-    assert torch.isfinite(model[0].weight).all()
+    others.step()
+    for one in references:
+        assert abs(sum((model.get_parameter(name).grad * one[name]).sum() for name in one)) < 1e-6
+    assert torch.equal(model[3].bias, frozen)
+
+
+@pytest.mark.parametrize("site", ["gradient", "update"])
+@pytest.mark.parametrize("when", ["always", "conflict"])
+def test_over_the_whole_model_what_moves_is_orthogonal_where_some_parameters_do_not(site: str, when: str) -> None:
+    model = network()
+    model[1].p = 0.0
+    references = [gradients(model, batches) for batches in SETS.values()]
+    optimizer = built(model, scope="model", site=site, when=when)
+    before = {name: tensor.clone() for name, tensor in trainable(model).items()}
+    squared(model, data(1)).backward()
+    model[0].weight.grad = None  # an expert that no token of this batch went to
+    optimizer.step()
+    moved = {name: tensor - before[name] for name, tensor in trainable(model).items()}
+    if site == "gradient":
+        moved = {name: -p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for one in references:
+        product = sum((value * one[name]).sum() for name, value in moved.items())
+        assert product < 1e-6
+        assert when == "conflict" or abs(product) < 1e-6
+
+
+@pytest.mark.parametrize("site", ["gradient", "update"])
+def test_a_warm_up_that_begins_at_rate_0_and_a_step_without_gradients_are_no_matter(site: str) -> None:
+    model = network()
+    optimizer = built(model, site=site)
+    optimizer.step()  # no gradient anywhere: nothing happens
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = {name: tensor.clone() for name, tensor in trainable(model).items()}
+    step(model, optimizer, 1)
+    assert same(before, trainable(model))
+    optimizer.param_groups[0]["lr"] = 0.05
+    step(model, optimizer, 2)
+    assert not same(before, trainable(model))
+    assert 0 < optimizer.rules[0].reading["ogpsa/removed_share"] < 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {**SETS, "third": [data(103)]},
+        {"first": SETS["first"], "other": SETS["second"]},
+        {"first": SETS["first"], "second": [data(102), data(103)]},
+    ],
+)
+def test_a_saved_state_of_other_sets_is_refused(other: Any) -> None:
+    model = network()
+    optimizer = built(model)
+    step(model, optimizer, 1)
+    again = built(model, other)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    with pytest.raises(StoreError, match="the saved state belongs to other reference sets; resume with those"):
+        step(model, again, 2)
+
+
+@pytest.mark.parametrize("loss", ["ce", "preference"])
+def test_fields_of_a_row_that_do_not_count_are_left_alone(loss: str, tiny_initial: Path) -> None:
+    tokenizer = load_tokenizer(tiny_initial)
+    pair = {"prompt": "w1", "chosen": "w2 w3", "rejected": "w4"}
+    rows = [pair] if loss == "preference" else [pair, {"prompt": "w5", "completion": "w6"}, {"text": "w7 w8"}]
+    more = [{"completion": "w9 w9 w9", **pair}]
+    if loss == "ce":
+        more += [{"chosen": "w9", **rows[1]}, {"prompt": "w9", "completion": None, **rows[2]}]
+    one, other = (reference_sets({"a": given}, loss=loss, tokenizer=tokenizer)[0] for given in (rows, more))
+    model = load_model(tiny_initial)
+    with torch.no_grad():
+        values = [sum(float(each.loss(model, batch)) * each.weight for batch in each.batches) for each in (one, other)]
+    assert values[0] == pytest.approx(values[1])
 
 
 @pytest.mark.parametrize(
@@ -275,9 +367,12 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
 
 def test_parallel_sets_are_named_once_and_the_rest_goes_on() -> None:
     model = network()
-    optimizer = built(model, {"first": SETS["first"], "again": SETS["first"]}, refresh_every=1)
-    with pytest.warns(UserWarning, match="reference set 'again' adds no direction at step 1: its gradient is parallel"):
+    optimizer = built(model, dict.fromkeys(("first", "again", "third"), SETS["first"]), refresh_every=1)
+    with pytest.warns(
+        UserWarning, match="adds no direction at step 1: its gradient is parallel to those before"
+    ) as said:
         step(model, optimizer, 1)
+    assert [str(one.message).split()[2] for one in said] == ["'again'", "'third'"]
     step(model, optimizer, 2)  # and says nothing more: warnings are errors
 
 
@@ -316,7 +411,7 @@ def test_without_a_model_or_a_tokenizer_it_says_what_is_missing() -> None:
         step(model, Pipeline(torch.optim.SGD(model.named_parameters(), lr=0.1), gradient=rule), 1)
     with pytest.raises(DataError, match="need a tokenizer"):
         Orthogonal({"texts": ["a"]}).bind(model, Host())
-    with pytest.raises(ValueError, match=r"parameter '0.weight' is no trainable one of the model given to bind"):
+    with pytest.raises(ValueError, match=r"parameter '0.weight' is none of the model given to bind"):
         step(model, Pipeline(torch.optim.SGD(model.named_parameters(), lr=0.1), gradient=rule.bind(nn.Linear(1, 1))), 1)
 
 

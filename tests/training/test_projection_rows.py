@@ -18,7 +18,7 @@ from untaxed import methods
 from untaxed.errors import SpecError, Unsupported
 from untaxed.method import Method
 from untaxed.optim import Pipeline
-from untaxed.projections import NSPO, OGPSA
+from untaxed.projections import NSPO, OGPSA, NullSpace
 from untaxed.sites import Context
 from untaxed.training import Task, attach, with_inputs
 from untaxed.weights import same, trainable
@@ -121,9 +121,24 @@ def test_a_killed_run_goes_on_to_the_bit(task: Task, tmp_path: Path, method: Met
 
 
 def test_both_together_and_beside_others(task: Task, tmp_path: Path) -> None:
-    trainer = dpo(task, tmp_path)
-    attach(trainer, ROWS[0], ROWS[3], methods.build("update_dropout", {"density": 0.5}))
-    assert all(torch.isfinite(tensor).all() for tensor in final(trainer).values())
+    trainer = dpo(task, tmp_path, logging_steps=2)
+    before = {name: tensor.clone() for name, tensor in trainable(trainer.model).items()}
+    attached = attach(trainer, ROWS[0], ROWS[3], methods.build("update_dropout", {"density": 0.5}))
+    after = final(trainer)
+    protected = next(rule for rule in attached.in_step.optimizer.rules if isinstance(rule, NullSpace)).subspaces
+    for name, subspace in protected.items():
+        moved = after[name] - before[name]
+        assert 0 < (moved - subspace.remove(moved)).norm() < 1e-4 * moved.norm()
+    logged = {key for line in trainer.state.log_history for key in line}
+    assert {"ogpsa/removed_share", "nspo/removed_share"} <= logged
+
+
+@pytest.mark.parametrize("method", [OGPSA(site="update"), NSPO(site="update", **FREE)], ids=lambda method: method.name)
+def test_the_first_step_of_a_warm_up_has_rate_0_and_is_no_matter(task: Task, tmp_path: Path, method: Method) -> None:
+    arguments = {"max_steps": 4, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2}
+    plain, _ = run(task, "dpo", folder=tmp_path, arguments=arguments)
+    ours, _ = run(task, "dpo", *with_inputs([method], task), folder=tmp_path, arguments=arguments)
+    assert not same(plain, ours)
 
 
 def test_a_loss_of_the_users_own(task: Task, tmp_path: Path) -> None:
@@ -170,9 +185,9 @@ def test_a_lora_adapter_is_taken_by_ogpsa_and_refused_by_nspo(task: Task, tmp_pa
         (OGPSA(), Context("dpo", 9), r"ogpsa needs reference_sets: give them, as OGPSA\(reference_sets=…\)"),
         (NSPO(), Context("dpo", 9), r"nspo needs prompts: give them, as NSPO\(prompts=…\)"),
         (
-            NSPO(every=10, prompts=PROMPTS),
+            NSPO(every=9, prompts=PROMPTS),
             Context("dpo", 9),
-            "nspo would project after the last step only: every is 10",
+            "nspo would project after the last step only: every is 9, training has 9 steps",
         ),
         (OGPSA(reference_sets=SETS), Context(None, None), "ogpsa acts during training, and given checkpoints are not"),
         (NSPO(prompts=PROMPTS), Context("dpo", 9, backend="deepspeed"), "nspo cannot act under deepspeed"),

@@ -171,7 +171,7 @@ def test_layers_that_are_not_there_are_known_when_it_is_attached(
     tiny_task: Task, tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SpecError, match=message):
-        attach(dpo(tiny_task, tmp_path), NSPO(prompts=PROMPTS, **settings))
+        attach(dpo(tiny_task, tmp_path), NSPO(prompts=PROMPTS, every=2, **settings))
 
 
 def test_reference_losses_of_infinite_gradient_stop_the_run_before_a_step(tiny_task: Task, tmp_path: Path) -> None:

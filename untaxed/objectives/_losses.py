@@ -80,7 +80,8 @@ def distillation(logits: Tensor, initial_logits: Tensor, *, temperature: float) 
 
     Source: Hinton et al. 2015, arXiv:1503.02531; Li & Hoiem 2016 (LwF), arXiv:1606.09282.
     """
-    return temperature**2 * _kl(initial_logits / temperature, logits / temperature)
+    softened = (one.to(wide(one.dtype)) / temperature for one in (initial_logits, logits))
+    return temperature**2 * _kl(*softened)
 
 
 def _kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:

@@ -300,7 +300,7 @@ class Pipeline(torch.optim.Optimizer):
 
     def _chunks(self, site: str, lives: list[Live]) -> Iterable[list[Live]]:
         """The parameters one by one, or all at once where a function acts on them together."""
-        if not self._sites[site]:
+        if not self._sites[site] or not lives:
             return ()
         return [lives] if any(function.together for function in self._sites[site]) else [[live] for live in lives]
 

@@ -31,9 +31,9 @@ class _ProjectedLinear(torch.autograd.Function):
             of_inputs = (given @ weight.to(given.dtype)).to(inputs.dtype)
         if ctx.needs_input_grad[1]:
             seen = inputs.reshape(-1, inputs.shape[-1]).to(given.dtype)
-            if len(rows) < weight.shape[0]:
+            if len(rows) < weight.shape[0] and given.dtype == weight.dtype:
                 of_weight = rows.T @ ctx.subspace.remove(seen)
-            else:  # the same product, its factors taken in the cheaper order
+            else:  # the same product, its factors in the cheaper order, or where autocast's dtype would round after it
                 of_weight = ctx.subspace.remove((rows.T @ seen).to(weight.dtype))
             of_weight = of_weight.to(weight.dtype)
         if ctx.bias is not None and ctx.needs_input_grad[2]:

@@ -32,7 +32,8 @@ def linear_layers(model: nn.Module, layers: Layers = BLOCKS) -> dict[str, nn.Lin
             ``"*.down_proj"``.
     Raises:
         SpecError: A pattern meets no linear layer.
-        Unsupported: The model has none within blocks, or its linear layers belong to adapters.
+        Unsupported: The model has none within blocks, its linear layers belong to adapters, or the weight of one that
+            a pattern meets is tied to another module's.
     """
     if hasattr(model, "peft_config"):
         raise Unsupported(
@@ -54,7 +55,23 @@ def linear_layers(model: nn.Module, layers: Layers = BLOCKS) -> dict[str, nn.Lin
         if not any(fnmatchcase(name, pattern) for name in found):
             known = {f"*.{name.rpartition('.')[2]}" for name in found}
             raise SpecError(f"layers: no linear layer is called {pattern!r}{nearest(pattern, known)}")
-    return {name: layer for name, layer in found.items() if any(fnmatchcase(name, one) for one in patterns)}
+    chosen = {name: layer for name, layer in found.items() if any(fnmatchcase(name, one) for one in patterns)}
+    _check_tied(model, chosen)
+    return chosen
+
+
+def _check_tied(model: nn.Module, chosen: Mapping[str, nn.Linear]) -> None:
+    """Raises `Unsupported` where a chosen layer's weight is another module's too, which is given other inputs."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(plain_name(name))
+    for name, layer in chosen.items():
+        if others := [other for other in owners[id(layer.weight)] if other != name]:
+            raise Unsupported(
+                f"the weight of {name!r} is that of {others[0]!r} as well (tied), which is given other inputs; "
+                f"leave {name!r} out of `layers`"
+            )
 
 
 def check_rank(layers: Mapping[str, nn.Linear], rank: int) -> None:

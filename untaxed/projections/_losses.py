@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,10 +71,15 @@ def check_sets(sets: Mapping[str, Any] | None, loss: Any) -> None:
                 _check_row(row, loss, f"reference set {name!r}, row {number}")
 
 
+def _form(row: Any) -> tuple[str, ...] | None:
+    """The fields of a row that count, the last of the forms that it has; None: it has none of them."""
+    return next((form for form in reversed(FORMS) if isinstance(row, Mapping) and row.keys() >= set(form)), None)
+
+
 def _check_row(row: Any, loss: Loss, where: str) -> None:
     if isinstance(row, str):
         row = {"text": row}
-    keys = next((form for form in reversed(FORMS) if isinstance(row, Mapping) and row.keys() >= set(form)), None)
+    keys = _form(row)
     if keys is None:
         given = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else _kind(row)
         raise DataError(
@@ -85,6 +92,12 @@ def _check_row(row: Any, loss: Loss, where: str) -> None:
             raise DataError(f"{where}: {key} must be a text, got {_kind(row[key])}; make a text of it first")
         if key != "prompt" and not row[key].strip():
             raise DataError(f"{where}: {key} is empty")
+
+
+def digest_of(sets: Mapping[str, Rows], loss: Any) -> str:
+    """By which a saved state knows its reference sets: their names and rows; of a callable's batches how many."""
+    content = {name: len(rows) if callable(loss) else [_row(row) for row in rows] for name, rows in sets.items()}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _kind(value: Any) -> str:
@@ -143,7 +156,8 @@ def spread(rows: Rows, most: int | None) -> list[Any]:
 
 
 def _row(row: Any) -> Mapping[str, str]:
-    return {"text": row} if isinstance(row, str) else row
+    """A row that was checked, without fields that do not count."""
+    return {"text": row} if isinstance(row, str) else {key: row[key] for key in _form(row) or ()}
 
 
 def _units(rows: Sequence[Mapping[str, str]], tokenizer: Any, most: int, where: str) -> list[list[Scored]]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import StoreError
 from ..optim import Entry
 from ..sites import ALONE, Host
 from ._processes import summed
@@ -51,6 +55,8 @@ class NullSpace:
         check_choices(site=(site, NullSpaceSite))
         assert prompts is not None
         self.prompts, self.protect, self.every, self.site = prompts, protect or Protect(), every, site
+        content = json.dumps([list(prompts), asdict(self.protect)])
+        self._digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         self.reading: dict[str, float] = {}
         self.subspaces: dict[str, Subspace] = {}
         self._model: nn.Module | None = None
@@ -64,6 +70,10 @@ class NullSpace:
 
     def begin(self, entries: Sequence[Entry], states: States) -> None:
         """Before the first step: finds the subspaces, while the weights are initial; later they are in the states."""
+        if any(state.get("prompts", self._digest) != self._digest for state in states):
+            raise StoreError(
+                "the saved state belongs to other general prompts, or to other settings of what is protected"
+            )
         if not any("basis" in state for state in states):
             self._find(entries, states)
         held: dict[str, Tensor] = {}
@@ -84,8 +94,8 @@ class NullSpace:
         return entry.step % self.every == 0
 
     def owes(self, entry: Entry, state: Mapping[str, Any]) -> bool:
-        """Whether the weights have moved since they were last projected."""
-        return "basis" in state and state.get("projected") != entry.step
+        """Whether the displacement has changed since it was last projected; at the other sites nothing is owed."""
+        return self.site == "displacement" and "basis" in state and state.get("projected") != entry.step
 
     def settled(self, displacement: Tensor, state: Mapping[str, Any]) -> Tensor:
         """The displacement of any weights, an average's too, within the free directions."""
@@ -132,7 +142,7 @@ class NullSpace:
             name = f"{layer}.weight"
             if name in places:
                 owner = names.setdefault(id(subspace), name)
-                places[name].update(basis=subspace.basis, free=subspace.free, input=owner)
+                places[name].update(basis=subspace.basis, free=subspace.free, input=owner, prompts=self._digest)
         if not names:
             raise ValueError(
                 f"the optimizer trains none of the {len(found)} protected layers, {next(iter(found))!r} first"

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_number
-from ..errors import DataError
+from ..errors import DataError, StoreError
 from ..measuring.batching import context_length
 from ..optim import Entry, plain_name
 from ..sites import ALONE, Host
 from ._gradients import reference_gradients
-from ._losses import Loss, ReferenceSet, Rows, check_sets, reference_sets
+from ._losses import Loss, ReferenceSet, Rows, check_sets, digest_of, reference_sets
 from ._settings import check_choices, check_count
 from ._span import Span, Sum, When, gram_schmidt, inner_products, removed_coordinates, subtract
 
@@ -86,6 +86,8 @@ class Orthogonal:
         self._how: dict[str, Any] = {"samples": samples, "max_tokens": max_tokens, "beta": beta}
         self._model: nn.Module | None = None
         self._sets: list[ReferenceSet] = []
+        self._digest = digest_of(sets, loss)
+        self._looked_at = 0  # parameters that directions were found for
         self._said = False
 
     def bind(self, model: nn.Module, host: Host = ALONE) -> Orthogonal:
@@ -104,21 +106,24 @@ class Orthogonal:
 
     def begin(self, entries: Sequence[Entry], states: States) -> None:
         """Before a step: looks at the reference losses where that is due."""
+        if any(state.get("sets", self._digest) != self._digest for state in states):
+            raise StoreError("the saved state belongs to other reference sets; resume with those it began with")
         step = max(entry.step for entry in entries)
-        if (step - 1) % self.refresh_every and any("coordinates" in state for state in states):
-            return
-        self._refresh(entries, states, step)
+        if (step - 1) % self.refresh_every == 0 or not any("coordinates" in state for state in states):
+            self._refresh(entries, states, step)
+        self._looked_at = sum("coordinates" in state for state in states)
 
     def __call__(self, values: list[Tensor], *given: Any) -> list[Tensor]:
         """Gets gradients, or updates and the weights before them; then entries and states."""
         entries, states = given[-2:]
         known = [at for at, state in enumerate(states) if "coordinates" in state]
+        if not known:
+            return values
         chosen = [values[at] for at in known]
-        directions = self._directions([states[at] for at in known])
         reduce = sum_over([entries[at] for at in known])
+        directions, coordinates = self._span([states[at] for at in known], reduce)
         found = inner_products(chosen, directions, jointly=self.scope == "model", reduce=reduce)
         products = found[:, :-1]
-        coordinates = torch.tensor([states[at]["coordinates"] for at in known], dtype=torch.float64)
         # a step goes against the gradient and along the update
         sign = 1.0 if self.site == "gradient" else -1.0
         removed = sign * removed_coordinates(sign * products, coordinates, self.when)
@@ -132,8 +137,16 @@ class Orthogonal:
         """The last step's `reading`."""
         return self.reading
 
-    def _directions(self, states: States) -> list[list[Tensor]]:
-        return [[state[f"direction.{number}"] for state in states] for number in range(len(self._given["sets"]))]
+    def _span(self, states: States, reduce: Sum | None) -> tuple[list[list[Tensor]], Tensor]:
+        """The directions, and the reference gradients in their coordinates, for the parameters that move now."""
+        directions = [[state[f"direction.{number}"] for state in states] for number in range(len(self._given["sets"]))]
+        coordinates = torch.tensor([state["coordinates"] for state in states], dtype=torch.float64)
+        if self.scope == "tensor" or len(states) == self._looked_at:
+            return directions, coordinates
+        # what of the directions lies in some of the tensors is no longer orthonormal
+        copies = [[tensor.clone() for tensor in direction] for direction in directions]
+        span = gram_schmidt(copies, tolerance=self.tolerance, jointly=True, reduce=reduce)
+        return span.directions, coordinates @ span.coordinates
 
     def _read(self, values: list[Tensor], known: list[int], found: Tensor, removed: Tensor, entries: Any) -> None:
         rest = sorted(set(range(len(values))) - set(known))
@@ -152,20 +165,21 @@ class Orthogonal:
         if self._model is None:
             raise ValueError("the projection has no model to take reference gradients of: call its bind(model) first")
         names = [entry.place.name for entry in entries]
-        known = {plain_name(name) for name, parameter in self._model.named_parameters() if parameter.requires_grad}
+        known = {plain_name(name): parameter.requires_grad for name, parameter in self._model.named_parameters()}
         if missing := [name for name in names if name not in known]:
-            raise ValueError(f"the optimizer's parameter {missing[0]!r} is no trainable one of the model given to bind")
+            raise ValueError(f"the optimizer's parameter {missing[0]!r} is none of the model given to bind")
         for state in states:
             state.clear()  # the old directions make room for the new ones
         gradients = reference_gradients(self._model, self._sets, step=step)
-        vectors = [[one[name] for name in names] for one in gradients]
-        span = gram_schmidt(
-            vectors, tolerance=self.tolerance, jointly=self.scope == "model", reduce=sum_over(list(entries))
-        )
+        trained = [at for at, name in enumerate(names) if known[name]]
+        vectors = [[one[names[at]] for at in trained] for one in gradients]
+        reduce = sum_over([entries[at] for at in trained])
+        span = gram_schmidt(vectors, tolerance=self.tolerance, jointly=self.scope == "model", reduce=reduce)
         self._judge(span, step)
-        for at, state in enumerate(states):
-            state["coordinates"] = tuple(map(tuple, span.coordinates[at].tolist()))
-            state.update({f"direction.{number}": one[at] for number, one in enumerate(span.directions)})
+        for row, at in enumerate(trained):
+            states[at]["coordinates"] = tuple(map(tuple, span.coordinates[row].tolist()))
+            states[at].update({f"direction.{number}": one[row] for number, one in enumerate(span.directions)})
+            states[at]["sets"] = self._digest
 
     def _judge(self, span: Span, step: int) -> None:
         """Says once which sets add nothing; refuses where none does."""
@@ -178,13 +192,13 @@ class Orthogonal:
             )
         for name, nothing, parallel in zip(names, zero, dropped):
             if parallel and not self._said:
-                self._said = True
                 why = "is zero" if nothing else "is parallel to those before it"
                 warnings.warn(
                     f"reference set {name!r} adds no direction at step {step}: its gradient {why}; it protects nothing "
                     "that the others do not",
                     stacklevel=2,
                 )
+        self._said = self._said or any(dropped)
 
 
 def _clear_spanned(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import DataError, Unsupported
 from ._covariance import Accumulate, Covariances, covariances, texts_of
@@ -75,12 +75,15 @@ class Protect:
         )
         found = covariances(model, layers, texts, accumulate=self.accumulate)
         self._check_tokens(found)
-        cut = {
-            owner: protected_subspace(sums, threshold=self.threshold, value=self.value, tokens=found.tokens)
-            for owner, sums in found.sums.items()
-        }
+        cut = {owner: self._cut(owner, sums, found.tokens) for owner, sums in found.sums.items()}
         _judge(cut, found.owners)
         return {name: cut[found.owners[name]] for name in layers}
+
+    def _cut(self, layer: str, sums: Tensor, tokens: int) -> Subspace:
+        try:
+            return protected_subspace(sums, threshold=self.threshold, value=self.value, tokens=tokens)
+        except ValueError as error:
+            raise DataError(f"layer {layer!r}: {error}") from None
 
     def _check_tokens(self, found: Covariances) -> None:
         """Inputs that no text has count as free: too few texts protect too little."""

@@ -142,7 +142,7 @@ class NSPO(Protects):
     Args:
         every: Optimizer steps between projections; the last step is always followed by one.
         threshold: Which directions of a layer's input are protected: "energy" kept (GPM), "relative" to the largest
-            eigenvalue (the paper), "multiple_of_min" (Adam-NSCL), "absolute" (AlphaEdit), "rank" or "free_share".
+            eigenvalue (NSPO's code), "multiple_of_min" (Adam-NSCL), "absolute" (AlphaEdit), "rank" or "free_share".
         value: Of the threshold; None: 0.9, 5e-5, 10 or 0.02 in this order.
         layers: "blocks": all linear layers in blocks; "mlp": those called so (the released code); or shell patterns.
         site: "displacement" (the released code), "update" or "gradient" (the paper's formula); the latter two act at
@@ -211,7 +211,7 @@ class NSPO(Protects):
                 "nspo holds whole weights to what general inputs see of them, and only an adapter is trained; train "
                 "all weights, or protect abilities with ogpsa, which takes adapters"
             )
-        if self.site == "displacement" and context.max_steps is not None and self.every > context.max_steps:
+        if self.site == "displacement" and context.max_steps is not None and self.every >= context.max_steps:
             raise Unsupported(
                 f"nspo would project after the last step only: every is {self.every}, training has {context.max_steps} "
                 "steps; lower every"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Threshold = Literal["relative", "energy", "multiple_of_min", "absolute", "rank", "free_share"]
+ROUNDING = 4 * torch.finfo(torch.float32).eps  # of the largest eigenvalue, what sums in float32 leave of nothing
 USUAL = {"relative": 5e-5, "energy": 0.9, "multiple_of_min": 10.0, "absolute": 2e-2}  # see `protected_subspace`
 
 
@@ -82,7 +83,8 @@ def protected_subspace(
         value: Where; None: the usual value.
         tokens: How many inputs were summed; needed for "absolute".
     Raises:
-        ValueError: A setting is out of range, a value is not finite, or there is nothing to protect (C is zero).
+        ValueError: A setting is out of range, a value is not finite, there is nothing to protect (C is zero), or the
+            inputs span fewer directions than "rank" or "free_share" would protect.
     """
     check_threshold(threshold, value)
     value = USUAL[threshold] if value is None else float(value)
@@ -96,10 +98,23 @@ def protected_subspace(
     if not inputs or falling[0] == 0:
         raise ValueError("the inputs are all zero: there is nothing to protect")
     rank = _rank(falling, threshold, value, tokens)
+    if threshold in ("rank", "free_share") and rank > (spanned := _spanned(covariance)):
+        raise ValueError(
+            f"{rank} directions are to be protected, and the inputs span {spanned} of {inputs} beyond rounding; give "
+            "more and more varied prompts, or protect fewer"
+        )
     columns = vectors.to(covariance.dtype)
     if rank <= inputs - rank:
         return Subspace(columns[:, inputs - rank :].contiguous())
     return Subspace(columns[:, : inputs - rank].contiguous(), free=True)
+
+
+def _spanned(covariance: Tensor) -> int:
+    """How many directions the inputs have beyond rounding; every input in its own scale, as some are far larger."""
+    lengths = covariance.diagonal().double().clamp(min=0).sqrt()
+    scale = torch.where(lengths > 0, 1 / lengths, 0.0)
+    eigenvalues = torch.linalg.eigvalsh(covariance.double() * scale * scale.unsqueeze(-1))
+    return int((eigenvalues > ROUNDING * float(eigenvalues[-1])).sum())
 
 
 def _rank(falling: Tensor, threshold: str, value: float, tokens: int | None) -> int:
