@@ -100,13 +100,33 @@ def test_initial_stands_beside(summary):
 def test_verdict_names_the_best_and_how_many_beat(summary):
     assert summary["verdict"] == (
         "gentle beats early stopping at matched reward 0.95: its tax is 0.077 lower (95 % interval 0.077 to 0.077; "
-        "in 3 of 3 seeds); 2 of 2 arms beat it."
+        "in 3 of 3 seeds); 2 of 2 arms beat it after Holm's correction."
     )
     assert summary["caveats"] == [
         "Plain alignment, shipped at its highest proxy reward, pays a tax of 0.375 (95 % interval 0.375 to 0.375).",
-        "2 arms were compared with early stopping; after Holm's correction for that number, "
-        "still clear of zero: gentle, twin.",
+        "2 arms were compared with early stopping; still clear of zero after Holm's correction for that number: "
+        "gentle, twin.",
     ]
+
+
+def test_the_best_of_several_wins_only_where_their_number_allows():
+    """Seeds move the tax by 0.039 / 0.8 / 2, s = 0.0244: t = 0.0775 sqrt(3) / s = 5.51, p = 0.031, of three 0.094."""
+    still = dict.fromkeys(["proxy", "gold", "reading", "sums"], 0)
+    arms = [gentle_arm(name, spread=0.039, shift=still) for name in ("one", "two", "three")]
+    found = summary_of(plain_arm(), *arms)
+    assert found["verdict"] == (
+        "Nothing beats early stopping at matched reward 0.95: the best of 3 arms, one, has a tax 0.077 lower "
+        "(95 % interval 0.017 to 0.138 by itself, and not clear of zero after Holm's correction for 3 arms)."
+    )
+    assert found["caveats"][1] == (
+        "3 arms were compared with early stopping; still clear of zero after Holm's correction for that number: none; "
+        "only by themselves: one, two, three."
+    )
+    alone = summary_of(plain_arm(), arms[0])["verdict"]
+    assert alone.startswith("one beats early stopping")
+    mixed = summary_of(plain_arm(), *arms, gentle_arm("steady"))
+    assert mixed["verdict"].startswith("steady beats early stopping")
+    assert mixed["verdict"].endswith("; 1 of 4 arms beat it after Holm's correction.")
 
 
 def test_intervals_come_from_the_seeds():

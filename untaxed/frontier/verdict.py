@@ -14,7 +14,8 @@ NONE = "No verdict"
 def verdict(summary: Mapping[str, Any]) -> dict[str, Any]:
     """``{"verdict": sentence, "caveats": [sentences]}`` of a summary without them; writes Holm's p beside each p.
 
-    An arm beats early stopping when the interval of tax(early stopping) - tax(arm), at matched reward 0.95, is above 0.
+    An arm beats early stopping when the interval of tax(early stopping) - tax(arm), at matched reward 0.95, is above 0
+    and its p, adjusted by Holm's rule for the number of arms compared, below 0.05: the best of many is often lucky.
     Reference curves are no arms that could win: a caveat says so of each.
     """
     compared = [entry for entry in _remedies(summary) if entry["against_early_stopping"] is not None]
@@ -59,22 +60,30 @@ def _sentence(summary: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) ->
         )
     if not known:
         return f"{NONE}: no arm can be compared with early stopping at matched reward 0.95{_reasons(summary)}."
-    best = max(known, key=lambda entry: entry["beyond_early_stopping"]["mean"])
-    beyond = best["beyond_early_stopping"]
-    winners = [entry for entry in known if entry["beyond_early_stopping"]["low"] > 0]
+    winners = _winners(known)
+    best = max(winners or known, key=lambda entry: entry["beyond_early_stopping"]["mean"])
+    beyond, against = best["beyond_early_stopping"], best["against_early_stopping"]
     if not winners:
         less = beyond["mean"] >= 0
+        lucky = f" by itself, and not clear of zero after Holm's correction for {len(known)} arms"
         return (
             f"Nothing beats early stopping at matched reward 0.95: {_best_of(known)}, {best['arm']}, has a tax "
-            f"{number(abs(beyond['mean']))} {'lower' if less else 'higher'} ({_difference(beyond, less)})."
+            f"{number(abs(beyond['mean']))} {'lower' if less else 'higher'} "
+            f"({_difference(beyond, less)}{lucky if beyond['low'] > 0 else ''})."
         )
-    best = max(winners, key=lambda entry: entry["beyond_early_stopping"]["mean"])
-    beyond, against = best["beyond_early_stopping"], best["against_early_stopping"]
-    others = f"; {len(winners)} of {len(known)} arms beat it" if len(known) > 1 else ""
+    others = f"; {len(winners)} of {len(known)} arms beat it after Holm's correction" if len(known) > 1 else ""
     return (
         f"{best['arm']} beats early stopping at matched reward 0.95: its tax is {number(beyond['mean'])} lower "
         f"({_between(beyond)}; in {against['better']} of {_seeds(against['seeds'])}){others}."
     )
+
+
+def _winners(known: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [
+        entry
+        for entry in known
+        if entry["beyond_early_stopping"]["low"] > 0 and entry["against_early_stopping"]["p_holm"] < LEVEL
+    ]
 
 
 def _difference(beyond: Mapping[str, Any], less: bool) -> str:
@@ -122,12 +131,14 @@ def _about_plain(tax: Mapping[str, Any] | None) -> list[str]:
 
 
 def _about_multiplicity(known: Sequence[Mapping[str, Any]]) -> list[str]:
-    winners = [entry for entry in known if entry["beyond_early_stopping"]["low"] > 0]
-    if len(known) < 2 or not winners:
+    alone = [entry["arm"] for entry in known if entry["beyond_early_stopping"]["low"] > 0]
+    clear = [entry["arm"] for entry in _winners(known)]
+    if len(known) < 2 or not alone:
         return []
-    clear = [entry["arm"] for entry in winners if entry["against_early_stopping"]["p_holm"] < LEVEL]
-    left = f"still clear of zero: {', '.join(clear)}" if clear else "no difference is clear of zero"
-    return [f"{len(known)} arms were compared with early stopping; after Holm's correction for that number, {left}."]
+    said = [f"still clear of zero after Holm's correction for that number: {', '.join(clear) or 'none'}"]
+    if lost := [arm for arm in alone if arm not in clear]:
+        said.append(f"only by themselves: {', '.join(lost)}")
+    return [f"{len(known)} arms were compared with early stopping; {'; '.join(said)}."]
 
 
 def _about_missing(summary: Mapping[str, Any]) -> list[str]:
