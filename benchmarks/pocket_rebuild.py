@@ -1,4 +1,4 @@
-"""By hand: builds the embedded worlds again and compares them with what is shipped (some ten minutes of one core).
+"""By hand: builds the embedded worlds again and compares them with what is shipped (8 minutes of one core).
 
     python benchmarks/pocket_rebuild.py [--built DIR]
 
