@@ -116,7 +116,7 @@ def test_the_best_of_several_wins_only_where_their_number_allows():
     found = summary_of(plain_arm(), *arms)
     assert found["verdict"] == (
         "Nothing beats early stopping at matched reward 0.95: the best of 3 arms, one, has a tax 0.077 lower "
-        "(95 % interval 0.017 to 0.138 by itself, and not clear of zero after Holm's correction for 3 arms)."
+        "(95 % interval 0.017 to 0.138 by itself, and not clear of zero after Holm's correction for 3 compared)."
     )
     assert found["caveats"][1] == (
         "3 arms were compared with early stopping; still clear of zero after Holm's correction for that number: none; "

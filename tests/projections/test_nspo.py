@@ -210,6 +210,17 @@ def test_a_layer_whose_weight_is_another_modules_too_is_refused(model: Any, toke
         built(model, tokenizer, Protect(threshold="rank", value=4, layers=["lm_head", "*.down_proj"])).step()
 
 
+def test_layers_that_share_or_compute_a_weight_are_refused_in_blocks_too(model: Any) -> None:
+    blocks = model.model.layers
+    blocks[1].mlp.up_proj.weight = blocks[0].mlp.up_proj.weight
+    with pytest.raises(Unsupported, match=r"the weight of 'model.layers.0.mlp.up_proj' is that of 'model.layers.1.mlp"):
+        linear_layers(model)
+    blocks[1].mlp.up_proj.weight = nn.Parameter(blocks[0].mlp.up_proj.weight.detach().clone())
+    nn.utils.parametrizations.weight_norm(blocks[1].mlp.up_proj)
+    with pytest.raises(Unsupported, match=r"the weight of 'model.layers.1.mlp.up_proj' is computed from others"):
+        linear_layers(model, "mlp")
+
+
 def test_a_flush_right_after_a_resume_projects_what_is_owed(model: Any, tokenizer: Any) -> None:
     optimizer = built(model, tokenizer, every=3)
     train(model, optimizer, 2)

@@ -207,6 +207,7 @@ def test_where_they_cannot_work_they_say_so(method: Method, context: Context, me
 def test_what_they_need_is_given_by_a_study_and_not_set_in_it() -> None:
     OGPSA().check(Context("dpo", 9, frozenset({"reference_sets"})))
     NSPO().check(Context("dpo", 9, frozenset({"general_prompts"})))
+    NSPO(every=1).check(Context("dpo", 1, frozenset({"general_prompts"})))
     assert OGPSA(reference_sets=SETS).needed == NSPO(prompts=PROMPTS).needed == frozenset()
     assert OGPSA(reference_sets=SETS).settings() == OGPSA().settings()
     for name, key, where in (

@@ -65,7 +65,7 @@ def _sentence(summary: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) ->
     beyond, against = best["beyond_early_stopping"], best["against_early_stopping"]
     if not winners:
         less = beyond["mean"] >= 0
-        lucky = f" by itself, and not clear of zero after Holm's correction for {len(known)} arms"
+        lucky = f" by itself, and not clear of zero after Holm's correction for {len(known)} compared"
         return (
             f"Nothing beats early stopping at matched reward 0.95: {_best_of(known)}, {best['arm']}, has a tax "
             f"{number(abs(beyond['mean']))} {'lower' if less else 'higher'} "

@@ -32,8 +32,8 @@ def linear_layers(model: nn.Module, layers: Layers = BLOCKS) -> dict[str, nn.Lin
             ``"*.down_proj"``.
     Raises:
         SpecError: A pattern meets no linear layer.
-        Unsupported: The model has none within blocks, its linear layers belong to adapters, or the weight of one that
-            a pattern meets is tied to another module's.
+        Unsupported: The model has none within blocks, its linear layers belong to adapters, or the weight of one is
+            tied to another module's or computed from other parameters.
     """
     if hasattr(model, "peft_config"):
         raise Unsupported(
@@ -49,6 +49,7 @@ def linear_layers(model: nn.Module, layers: Layers = BLOCKS) -> dict[str, nn.Lin
                 f"{type(model).__name__} has no nn.Linear in numbered blocks{' called mlp' if layers == MLP else ''}, "
                 f"of {len(found)} linear layers; name them with `layers`: shell patterns such as '*.fc1'"
             )
+        _check_tied(model, chosen)
         return chosen
     patterns = [layers] if isinstance(layers, str) else list(layers)
     for pattern in patterns:
@@ -61,12 +62,16 @@ def linear_layers(model: nn.Module, layers: Layers = BLOCKS) -> dict[str, nn.Lin
 
 
 def _check_tied(model: nn.Module, chosen: Mapping[str, nn.Linear]) -> None:
-    """Raises `Unsupported` where a chosen layer's weight is another module's too, which is given other inputs."""
+    """Raises `Unsupported` where a chosen layer's weight is no parameter of its own: another module's, too, or made."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(plain_name(name))
     for name, layer in chosen.items():
+        if id(layer.weight) not in owners:
+            raise Unsupported(
+                f"the weight of {name!r} is computed from others (parametrized); leave it out of `layers`"
+            )
         if others := [other for other in owners[id(layer.weight)] if other != name]:
             raise Unsupported(
                 f"the weight of {name!r} is that of {others[0]!r} as well (tied), which is given other inputs; "

@@ -86,7 +86,7 @@ class Orthogonal:
         self._how: dict[str, Any] = {"samples": samples, "max_tokens": max_tokens, "beta": beta}
         self._model: nn.Module | None = None
         self._sets: list[ReferenceSet] = []
-        self._digest = digest_of(sets, loss)
+        self._digest = f"{digest_of(sets, loss)} {scope}"
         self._looked_at = 0  # parameters that directions were found for
         self._said = False
 
@@ -107,7 +107,7 @@ class Orthogonal:
     def begin(self, entries: Sequence[Entry], states: States) -> None:
         """Before a step: looks at the reference losses where that is due."""
         if any(state.get("sets", self._digest) != self._digest for state in states):
-            raise StoreError("the saved state belongs to other reference sets; resume with those it began with")
+            raise StoreError("the saved state belongs to other reference sets or scope; resume with what it began with")
         step = max(entry.step for entry in entries)
         if (step - 1) % self.refresh_every == 0 or not any("coordinates" in state for state in states):
             self._refresh(entries, states, step)

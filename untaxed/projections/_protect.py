@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, Unsupported
@@ -81,7 +82,9 @@ class Protect:
 
     def _cut(self, layer: str, sums: Tensor, tokens: int) -> Subspace:
         try:
-            return protected_subspace(sums, threshold=self.threshold, value=self.value, tokens=tokens)
+            return protected_subspace(
+                sums, threshold=self.threshold, value=self.value, tokens=tokens, products=torch.float32
+            )
         except ValueError as error:
             raise DataError(f"layer {layer!r}: {error}") from None
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Threshold = Literal["relative", "energy", "multiple_of_min", "absolute", "rank", "free_share"]
-ROUNDING = 4 * torch.finfo(torch.float32).eps  # of the largest eigenvalue, what sums in float32 leave of nothing
+ROUNDING = 4  # times a dtype's eps: what sums in it leave of nothing, over the largest eigenvalue
 USUAL = {"relative": 5e-5, "energy": 0.9, "multiple_of_min": 10.0, "absolute": 2e-2}  # see `protected_subspace`
 
 
@@ -62,7 +62,12 @@ def check_threshold(threshold: str, value: float | None) -> None:
 
 
 def protected_subspace(
-    covariance: Tensor, *, threshold: Threshold = "relative", value: float | None = None, tokens: int | None = None
+    covariance: Tensor,
+    *,
+    threshold: Threshold = "relative",
+    value: float | None = None,
+    tokens: int | None = None,
+    products: torch.dtype | None = None,
 ) -> Subspace:
     r"""The eigenvectors of :math:`C = \sum x x^\top` whose eigenvalue is above a threshold.
 
@@ -82,6 +87,7 @@ def protected_subspace(
         threshold: How the eigenvalues are cut.
         value: Where; None: the usual value.
         tokens: How many inputs were summed; needed for "absolute".
+        products: The dtype in which the products of inputs were taken; None: the covariance's.
     Raises:
         ValueError: A setting is out of range, a value is not finite, there is nothing to protect (C is zero), or the
             inputs span fewer directions than "rank" or "free_share" would protect.
@@ -98,7 +104,7 @@ def protected_subspace(
     if not inputs or falling[0] == 0:
         raise ValueError("the inputs are all zero: there is nothing to protect")
     rank = _rank(falling, threshold, value, tokens)
-    if threshold in ("rank", "free_share") and rank > (spanned := _spanned(covariance)):
+    if threshold in ("rank", "free_share") and rank > (spanned := _spanned(covariance, products or covariance.dtype)):
         raise ValueError(
             f"{rank} directions are to be protected, and the inputs span {spanned} of {inputs} beyond rounding; give "
             "more and more varied prompts, or protect fewer"
@@ -109,12 +115,12 @@ def protected_subspace(
     return Subspace(columns[:, : inputs - rank].contiguous(), free=True)
 
 
-def _spanned(covariance: Tensor) -> int:
+def _spanned(covariance: Tensor, products: torch.dtype) -> int:
     """How many directions the inputs have beyond rounding; every input in its own scale, as some are far larger."""
     lengths = covariance.diagonal().double().clamp(min=0).sqrt()
     scale = torch.where(lengths > 0, 1 / lengths, 0.0)
     eigenvalues = torch.linalg.eigvalsh(covariance.double() * scale * scale.unsqueeze(-1))
-    return int((eigenvalues > ROUNDING * float(eigenvalues[-1])).sum())
+    return int((eigenvalues > ROUNDING * torch.finfo(products).eps * float(eigenvalues[-1])).sum())
 
 
 def _rank(falling: Tensor, threshold: str, value: float, tokens: int | None) -> int:
