@@ -211,7 +211,7 @@ class NSPO(Protects):
                 "nspo holds whole weights to what general inputs see of them, and only an adapter is trained; train "
                 "all weights, or protect abilities with ogpsa, which takes adapters"
             )
-        if self.site == "displacement" and self.every > 1 and self.every >= (context.max_steps or self.every + 1):
+        if self.site == "displacement" and context.max_steps is not None and self.every >= context.max_steps > 1:
             raise Unsupported(
                 f"nspo would project after the last step only: every is {self.every}, training has {context.max_steps} "
                 "steps; lower every"
