@@ -87,7 +87,11 @@ def beside_plain(found: Sequence[Model], initial: tuple[float, float]) -> None:
             rows.append((student(np.array([[statistics.mean(values) for values in seeds.values()]])), methods))
     print("| beyond plain's line, mean over seeds | method |\n|---|---|")
     for interval, methods in sorted(rows, key=lambda row: -row[0].mean):
-        print(f"| {interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}) | {methods} |")
+        print(f"| {signed(interval.mean)} ({signed(interval.low)} to {signed(interval.high)}) | {methods} |")
+
+
+def signed(number: float) -> str:
+    return f"{round(number, 3) + 0.0:+.3f}".replace("-", "−")
 
 
 def at(line: Line, gold: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Reads YAML strictly (safe, no duplicate keys, `1e-6` is a number) and applies ``a.b=c`` changes to it."""
+"""Reads YAML strictly (no duplicate keys, `1e-6` is a number, `on` a word) and applies ``a.b=c`` changes to it."""
 
 from __future__ import annotations
 
@@ -59,6 +59,15 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+# It also makes truth values of on, off, yes and no; as everywhere else only true and false are that.
+_TRUTH = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != _TRUTH]
+    for first, known in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_TRUTH, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def read_yaml(path: Path) -> Any:

@@ -363,6 +363,9 @@ def test_sets_that_cannot_be_used_are_refused(sets: Any, message: str) -> None:
 def test_a_preference_loss_needs_pairs() -> None:
     with pytest.raises(DataError, match="'facts', row 0: loss 'preference' needs prompt, chosen and rejected"):
         Orthogonal({"facts": [{"prompt": "a", "completion": "b"}]}, loss="preference")
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    with pytest.raises(DataError, match="'facts', row 1: chosen equals rejected, whose loss has no gradient"):
+        Orthogonal({"facts": [pair, {**pair, "rejected": "b"}]}, loss="preference")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tiny import WORDS
 from tiny_world import prompts, write_rows
 
 from untaxed.checkpoints import load_model, load_weights
-from untaxed.errors import SpecError, Unsupported
+from untaxed.errors import DataError, SpecError, Unsupported
 from untaxed.studies import run_study
 from untaxed.studies.results import runs
 from untaxed.weights import same
@@ -109,6 +109,15 @@ def test_what_contradicts_itself_or_the_model_is_said_before_anything_starts(
     spec = {**with_data(world, tmp_path), "methods": ["plain", arm]}
     spec["algorithm"] = {**spec["algorithm"], **algorithm}
     with pytest.raises((SpecError, Unsupported), match=message):
+        run_study(spec, tmp_path / "study", workers=0)
+    assert not (tmp_path / "study").exists()
+
+
+def test_rows_that_a_method_cannot_use_are_said_before_anything_starts(world: dict[str, Any], tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "answers.jsonl", [{"prompt": "w1 w2", "completion": "w3"}])
+    spec = {**world, "data": {**world["data"], "reference_sets": {"facts": {"path": rows}}}}
+    spec["methods"] = ["plain", {"ogpsa": {"loss": "preference"}}]
+    with pytest.raises(DataError, match="'facts', row 0: loss 'preference' needs prompt, chosen and rejected"):
         run_study(spec, tmp_path / "study", workers=0)
     assert not (tmp_path / "study").exists()
 

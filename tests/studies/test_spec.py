@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from untaxed.errors import SpecError
+from untaxed.strict_yaml import parse_yaml
 from untaxed.studies.sources import WORLDS
 from untaxed.studies.spec import PocketMeasure, StudySpec, load_spec, parse_spec
 
@@ -177,6 +178,13 @@ def test_a_study_that_is_not_pocket_says_what_it_needs() -> None:
 def test_yaml_is_read_strictly(text: str, line: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=line):
         load_spec(written(tmp_path / "study.yaml", text))
+
+
+def test_only_true_and_false_are_truth_values(tmp_path: Path) -> None:
+    text = "name: on\nmodels: {initial: pocket}\nalgorithm: {name: dpo}\nmethods: [plain, {kl_loss: {on: own}}]\n"
+    spec = load_spec(written(tmp_path / "study.yaml", text))
+    assert (spec.name, spec.methods[1]) == ("on", {"kl_loss": {"on": "own"}})
+    assert parse_yaml("[yes, No, off, true, False]", where="here") == ["yes", "No", "off", True, False]
 
 
 def test_aliases_that_stand_for_too_much_are_refused_at_once(tmp_path: Path) -> None:

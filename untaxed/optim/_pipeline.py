@@ -274,7 +274,10 @@ class Pipeline(torch.optim.Optimizer):
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         text = f"the gradient of {bad[0]!r}{more} is not finite"
         if self.nonfinite == "raise":
-            raise RunFailed(f"{text}; nothing was changed; lower the learning rate, or choose nonfinite='skip'")
+            raise RunFailed(
+                f"{text}; nothing was changed; lower the learning rate; a Pipeline of your "
+                "own leaves such steps out with nonfinite='skip'"
+            )
         if not self.skipped:
             log.warning("%s: the step is skipped; further ones are counted in `skipped` without a word", text)
         self.skipped += 1

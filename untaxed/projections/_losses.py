@@ -87,6 +87,8 @@ def _check_row(row: Any, loss: Loss, where: str) -> None:
         )
     if loss == "preference" and len(keys) < 3:
         raise DataError(f"{where}: loss 'preference' needs prompt, chosen and rejected; 'ce' takes what is there")
+    if loss == "preference" and row["chosen"] == row["rejected"]:
+        raise DataError(f"{where}: chosen equals rejected, whose loss has no gradient; leave it out")
     for key in keys:
         if not isinstance(row[key], str):
             raise DataError(f"{where}: {key} must be a text, got {_kind(row[key])}; make a text of it first")

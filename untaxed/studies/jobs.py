@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ..checkpoints import load_model
 from ..errors import RunFailed, UntaxedError, last_line
-from ..training import ALGORITHMS, make_trainer
+from ..training import ALGORITHMS, make_trainer, with_inputs
 from ..training.host import policy
 from .bench import Bench, prepare
 from .cache import told
@@ -93,9 +93,9 @@ def _build(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
     with heard(lambda text: listen(Event("warning", text=text))), tempfile.TemporaryDirectory() as folder:
         name = bench.spec.algorithm.name
         trainer = make_trainer(name, bench.arguments, task=bench.task, seed=0, output_dir=folder)
-        for setting in (setting for arm in bench.arms for setting in arm.settings):
-            for method in setting.training:
-                method.check_model(policy(trainer))
+        settings = [setting for arm in bench.arms for setting in arm.settings]
+        for method in with_inputs([method for setting in settings for method in setting.training], bench.task):
+            method.check_model(policy(trainer))
 
 
 def _initial(bench: Bench, store: Store, job: Job, listen: Listener) -> None:
